@@ -71,6 +71,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         super().__init__()
         self.config = config
         self._reader = [reader]
+        self.training_record: dict[str, object] = {}
         self.layers = first_layers(reader.model, config.num_layers)
         if not config.final_norm:
             setattr(self.layers, _final_norm_name(self.layers), nn.Identity())
@@ -157,30 +158,33 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         token_ids = self.reader.encode(text) if isinstance(text, str) else _as_ids(text)
         self._check(token_ids, check_scale_factor(k))
         spans = chunk_spans(len(token_ids), self.config.chunk_tokens)
-        sampler = down_sampling(self.config.down_sampling)
         rows: list[Tensor] = []
         for first in range(0, len(spans), batch_chunks):
             batch = spans[first : first + batch_chunks]
-            outputs = self._outputs(token_ids, batch)
-            for output, (start, end) in zip(outputs, batch, strict=True):
-                rows.append(sampler.rows(output[: end - start], k).to(self.reader.dtype).cpu())
+            rows += self._batch_rows(token_ids, batch, k)
             if progress is not None:
                 progress(batch[-1][1], len(token_ids))
         return Context(
-            rows=torch.cat(rows).clone(),
+            rows=torch.cat(rows),
             token_ids=token_ids.cpu(),
             k=k,
             chunk_tokens=self.config.chunk_tokens,
             down_sampling=self.config.down_sampling,
+            max_k=self.config.max_k,
             embedder_fingerprint=self.fingerprint,
             reader_fingerprint=self.reader.fingerprint,
             title=title,
         )
 
-    def _outputs(self, token_ids: Tensor, batch: list[tuple[int, int]]) -> Tensor:
+    def _batch_rows(self, token_ids: Tensor, batch: list[tuple[int, int]], k: int) -> list[Tensor]:
+        """Rows of each chunk of a batch, on the CPU; raw token embeddings at k=1."""
         chunks = pad_chunks(token_ids, batch).to(self.reader.device)
-        outputs: Tensor = self(chunks)
-        return outputs
+        outputs = self.reader.embed_tokens(chunks) if k == 1 else self(chunks)
+        sampler, dtype = down_sampling(self.config.down_sampling), self.reader.dtype
+        return [
+            sampler.rows(output[: end - start], k).to("cpu", dtype, copy=True)
+            for output, (start, end) in zip(outputs, batch, strict=True)
+        ]
 
     def _check(self, token_ids: Tensor, k: int) -> None:
         self.reader.check_ids(token_ids)

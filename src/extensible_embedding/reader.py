@@ -187,6 +187,16 @@ class Reader(AnswerMixin):
                 f"has {self.fingerprint}; load the reader it was made for, or make it again."
             )
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of last hidden states (..., H), as the model itself would give them."""
+        config = self.model.config.get_text_config()
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        scaling = getattr(config, "logits_scaling", None)
+        if scaling:
+            logits = logits / scaling
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
     @torch.inference_mode()
     def nll(self, embeds: Tensor, target_ids: Tensor) -> Tensor:
         """Loss in nats of each target token, shape (t,).

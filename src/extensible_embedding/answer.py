@@ -1,0 +1,265 @@
+"""Answers: prompt -> reader -> text.
+
+In: contexts and a question. Out: an answer, whole or as it comes. Generation itself is
+transformers' `generate` on input embeddings. Knows nothing of how rows were made.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import TextIteratorStreamer
+
+from .context import Context
+from .errors import InputError
+from .prompt import AUTO, Prompt, Turn, fit, question_prompt, text_prompt
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+Contexts = Context | Sequence[Context]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A generated text and what it was read from."""
+
+    text: str
+    k: int
+    """Scale factor that the contexts were read at."""
+    num_context_tokens: int
+    prompt_rows: int
+    """Rows of head, contexts and tail."""
+    window: int
+    """Rows that the reader may hold."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class AnswerStream:
+    """An answer as it comes: iterate for pieces of text; `k` and `prompt_rows` are known at once.
+
+    After the first piece `ttft_s` is the time to it in seconds. Leaving the loop early stops the
+    generation; an error in it is raised here.
+    """
+
+    def __init__(self, reader: Reader, plan: Plan, generation: dict[str, Any]) -> None:
+        self.k, self.prompt_rows, self.window = plan.k, plan.prompt_rows, reader.window
+        self.ttft_s: float | None = None
+        self._reader, self._plan, self._generation = reader, plan, generation
+
+    def __iter__(self) -> Iterator[str]:
+        start, failure, stopped = time.monotonic(), [], threading.Event()
+        streamer = TextIteratorStreamer(self._reader.tokenizer, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+
+        def run() -> None:
+            try:
+                _generate(
+                    self._reader,
+                    [self._plan],
+                    {
+                        **self._generation,
+                        "streamer": streamer,
+                        "stopping_criteria": [lambda ids, scores, **_: _all(ids, stopped.is_set())],
+                    },
+                )
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()  # type: ignore[no-untyped-call]
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            for piece in streamer:
+                if piece:
+                    self.ttft_s = self.ttft_s or time.monotonic() - start
+                    yield piece
+        finally:
+            stopped.set()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+
+def _all(ids: Tensor, value: bool) -> Tensor:
+    return torch.full((len(ids),), value, dtype=torch.bool, device=ids.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A prompt, and the scale factor at which it fits."""
+
+    prompt: Prompt
+    k: int
+    prompt_rows: int
+
+
+class AnswerMixin:
+    """What a reader does with prompts: generate and answer."""
+
+    def plan(self, prompt: Prompt, k: int | str = AUTO, max_new_tokens: int = 128) -> Plan:
+        """Chooses k so that head, rows, tail and the new tokens fit the window.
+
+        Raises:
+            InputError: k or max_new_tokens is not usable.
+            WindowError: it does not fit.
+        """
+        reader = cast("Reader", self)
+        if max_new_tokens < 1:
+            raise InputError(f"At least 1 token is generated, but asked for {max_new_tokens}.")
+        chosen = fit(prompt, k, reader.window - max_new_tokens)
+        return Plan(prompt=prompt, k=chosen, prompt_rows=prompt.num_rows(chosen))
+
+    def generate(
+        self,
+        contexts: Contexts,
+        text: str | Sequence[str] = "",
+        *,
+        k: int | str = AUTO,
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> str | list[str]:
+        """Goes on from contexts and the text after them, without a chat template.
+
+        Args:
+            contexts: one context, or one for each text.
+            text: raw text after the rows; a list makes a batch.
+            k: scale factor to read at, or "auto".
+            max_new_tokens: tokens to generate.
+            generation: transformers' own generation arguments.
+
+        Returns:
+            The new text, or a list of them for a batch.
+
+        Raises:
+            InputError, WindowError, MismatchError: see `plan`.
+        """
+        reader = cast("Reader", self)
+        texts = [text] if isinstance(text, str) else list(text)
+        each = _spread(contexts, len(texts))
+        prompts = [text_prompt(reader, part, t) for part, t in zip(each, texts, strict=True)]
+        plans = [self.plan(prompt, k, max_new_tokens) for prompt in prompts]
+        new = _generate(reader, plans, {"max_new_tokens": max_new_tokens, **generation})
+        return new[0] if isinstance(text, str) else new
+
+    def answer(
+        self,
+        contexts: Contexts,
+        question: str,
+        *,
+        k: int | str = AUTO,
+        stream: bool = False,
+        history: Sequence[Turn] = (),
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> Answer | AnswerStream:
+        """Answers a question about one or more contexts.
+
+        Args:
+            contexts: what the answer draws on, in order; each may have its own title.
+            question: asked after the rows.
+            k: scale factor to read at, or "auto": the smallest that fits the window.
+            stream: return an `AnswerStream` at once.
+            history: earlier (question, answer) turns on the same contexts.
+            max_new_tokens: tokens to generate.
+            generation: transformers' own generation arguments; greedy unless they say otherwise.
+
+        Raises:
+            InputError, WindowError, MismatchError: see `plan`.
+        """
+        reader = cast("Reader", self)
+        given = [contexts] if isinstance(contexts, Context) else list(contexts)
+        prompt = question_prompt(reader, given, question, history)
+        return self.reply(prompt, k=k, stream=stream, max_new_tokens=max_new_tokens, **generation)
+
+    def reply(
+        self,
+        prompt: Prompt,
+        *,
+        k: int | str = AUTO,
+        stream: bool = False,
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> Answer | AnswerStream:
+        """Generates after a prompt that is put together already; else as `answer`."""
+        reader = cast("Reader", self)
+        plan = self.plan(prompt, k, max_new_tokens)
+        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
+        if stream:
+            return AnswerStream(reader, plan, settings)
+        return _answer(reader, plan, _generate(reader, [plan], settings)[0])
+
+    def answers(
+        self,
+        contexts: Sequence[Context],
+        questions: Sequence[str],
+        *,
+        k: int | str = AUTO,
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> list[Answer]:
+        """Answers a batch: question i about context i, in one pass; else as `answer`."""
+        reader = cast("Reader", self)
+        pairs = zip(_spread(contexts, len(questions)), questions, strict=True)
+        plans = [
+            self.plan(question_prompt(reader, part, question), k, max_new_tokens)
+            for part, question in pairs
+        ]
+        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
+        texts = _generate(reader, plans, settings)
+        return [_answer(reader, plan, text) for plan, text in zip(plans, texts, strict=True)]
+
+
+def _spread(contexts: Contexts, how_many: int) -> list[list[Context]]:
+    if isinstance(contexts, Context):
+        return [[contexts]] * how_many
+    if len(contexts) != how_many:
+        raise InputError(
+            f"A batch has one context for each text, but there are {len(contexts)} contexts and "
+            f"{how_many} texts; give as many, or a single context for all."
+        )
+    return [[context] for context in contexts]
+
+
+def _answer(reader: Reader, plan: Plan, text: str) -> Answer:
+    return Answer(
+        text=text.strip(),
+        k=plan.k,
+        num_context_tokens=sum(context.num_tokens for context in plan.prompt.contexts),
+        prompt_rows=plan.prompt_rows,
+        window=reader.window,
+    )
+
+
+@torch.inference_mode()
+def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any]) -> list[str]:
+    """New text of each plan; prompts are padded on the left."""
+    embeds = [plan.prompt.embeds(reader, plan.k) for plan in plans]
+    longest = max(len(part) for part in embeds)
+    inputs = torch.stack([_pad_left(part, longest) for part in embeds])  # (B, S, H)
+    mask = torch.tensor([[0] * (longest - len(part)) + [1] * len(part) for part in embeds])
+    output = reader.model.generate(  # type: ignore[operator]
+        inputs_embeds=inputs,
+        attention_mask=mask.to(reader.device),
+        pad_token_id=_pad_id(reader),
+        **generation,
+    )
+    ids = output if isinstance(output, Tensor) else output.sequences
+    return [reader.decode(row) for row in ids]
+
+
+def _pad_left(rows: Tensor, length: int) -> Tensor:
+    return torch.cat([rows.new_zeros((length - len(rows), rows.shape[-1])), rows])
+
+
+def _pad_id(reader: Reader) -> int:
+    tokenizer = reader.tokenizer
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in known if token is not None))

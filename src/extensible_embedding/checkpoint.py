@@ -1,0 +1,259 @@
+"""Embedders on disk and on the hub.
+
+In: an embedder. Out: a folder with config.json and model.safetensors, float or int8 (one scale an
+output channel), and the way back. Knows how weights are kept, not what they compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointError, InputError, MismatchError
+from .folders import read_json, read_tensors, whole_folder
+
+if TYPE_CHECKING:
+    from .embedder import ExtensibleEmbedder
+    from .reader import Reader
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+MODEL_CARD = "README.md"
+
+
+class EmbedderHubMixin(ModelHubMixin):
+    """save_pretrained, from_pretrained and push_to_hub for the embedder."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells embedders apart: configuration and weights."""
+        embedder = cast("ExtensibleEmbedder", self)
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(embedder.config)).encode())
+        for name, weight in own_weights(embedder).items():
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        int8: bool = False,
+        training: dict[str, Any] | None = None,
+        model_card: str | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **hub: Any,
+    ) -> None:
+        """Writes config.json and model.safetensors, whole or not at all.
+
+        Args:
+            folder: where; an older checkpoint there is replaced.
+            int8: keep matrices as int8 with one scale an output channel, a quarter of the bytes.
+            training: what the weights were trained on (tokens, steps), kept with them.
+            model_card: text of README.md.
+            repo_id: hub id to push to, by default the folder's name.
+            push_to_hub: push the folder afterwards.
+            hub: further arguments of `push_to_hub`.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        embedder = cast("ExtensibleEmbedder", self)
+        weights = {name: w.detach().cpu().contiguous() for name, w in own_weights(embedder).items()}
+        settings = {
+            "format_version": FORMAT_VERSION,
+            "embedder": dataclasses.asdict(embedder.config),
+            "reader": describe_reader(embedder.reader),
+            "training": training if training is not None else embedder.training_record,
+            "int8": int8,
+        }
+        with whole_folder(folder) as temporary:
+            _keep_card(Path(folder), temporary, model_card)
+            save_file(quantize(weights) if int8 else weights, temporary / WEIGHTS)
+            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            (temporary / CONFIG).write_text(text, encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(folder).name, **hub)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        folder_or_id: str | Path,
+        reader: Reader,
+        *,
+        derivative: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> ExtensibleEmbedder:
+        """Loads an embedder for the reader it was trained with.
+
+        Args:
+            folder_or_id: a folder that `save_pretrained` wrote, or a hub id.
+            reader: the reader it was trained with.
+            derivative: accept a reader of the same shape with other weights, such as a fine-tune.
+            revision: branch, tag or commit on the hub.
+            token: access token of the hub.
+
+        Raises:
+            InputError: there is no such folder or hub id.
+            CheckpointError: the folder is incomplete, damaged or unsafe.
+            MismatchError: the embedder was made for another reader.
+        """
+        folder = _local_folder(folder_or_id, revision=revision, token=token)
+        settings = read_json(folder / CONFIG, "an embedder")
+        config = _read_config(settings, folder)
+        check_reader(settings["reader"], reader, derivative=derivative, name=str(folder_or_id))
+        tensors = dequantize(read_tensors(folder / WEIGHTS, "an embedder"))
+        from .embedder import ExtensibleEmbedder
+
+        embedder = ExtensibleEmbedder(config, reader)
+        load_weights(embedder, tensors, str(folder))
+        embedder.training_record = dict(settings.get("training") or {})
+        return embedder.eval()
+
+
+def own_weights(embedder: ExtensibleEmbedder) -> dict[str, Tensor]:
+    """The embedder's weights by name, without the empty table of token embeddings."""
+    table = embedder.layers.get_input_embeddings().weight  # type: ignore[operator]
+    weights = embedder.state_dict(keep_vars=True)
+    return {name: weight for name, weight in weights.items() if weight is not table}
+
+
+def load_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor], origin: str) -> None:
+    """Copies weights by name into the embedder.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, of another shape or not finite.
+    """
+    expected = own_weights(embedder)
+    wrong = sorted(set(expected) ^ set(tensors)) or [
+        name for name in expected if expected[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"The weights in {origin!r} do not match their own config.json (first: {wrong[0]!r}); "
+            "copy or train the checkpoint again."
+        )
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"Weights are finite numbers, but {broken[0]!r} in {origin!r} has NaN or infinity; "
+            "go back to an earlier checkpoint."
+        )
+    with torch.no_grad():
+        for name, weight in expected.items():
+            weight.copy_(tensors[name])
+
+
+def quantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices (out, in) as int8 with a float32 scale (out, 1); vectors as they are."""
+    kept: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if weight.ndim != 2:
+            kept[name] = weight
+            continue
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        kept[f"{name}.int8"] = (weight / scale).round().to(torch.int8)
+        kept[f"{name}.scale"] = scale
+    return kept
+
+
+def dequantize(kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back from `quantize`; float weights pass through.
+
+    Raises:
+        CheckpointError: a scale is missing.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in kept.items():
+        if name.endswith(".int8"):
+            stem = name.removesuffix(".int8")
+            if f"{stem}.scale" not in kept:
+                raise CheckpointError(f"int8 weights have scales, but {stem!r} has none.")
+            weights[stem] = tensor.float() * kept[f"{stem}.scale"]
+        elif not name.endswith(".scale") or f"{name.removesuffix('.scale')}.int8" not in kept:
+            weights[name] = tensor
+    return weights
+
+
+def describe_reader(reader: Reader) -> dict[str, Any]:
+    """What ties an embedder to its reader."""
+    return {
+        "name": reader.name,
+        "fingerprint": reader.fingerprint,
+        "hidden_size": reader.hidden_size,
+        "vocab_size": reader.vocab_size,
+    }
+
+
+def check_reader(made_for: dict[str, Any], reader: Reader, *, derivative: bool, name: str) -> None:
+    """Raises MismatchError unless the reader is the one described, or a derivative if allowed."""
+    for field in ("hidden_size", "vocab_size"):
+        if made_for.get(field) != getattr(reader, field):
+            raise MismatchError(
+                f"An embedder serves readers of its own {field.replace('_', ' ')}, "
+                f"{made_for.get(field)}, but {reader.name!r} has {getattr(reader, field)}; use the "
+                f"reader that {name!r} was trained with ({made_for.get('name')})."
+            )
+    if not derivative and made_for.get("fingerprint") != reader.fingerprint:
+        raise MismatchError(
+            f"{name!r} was trained with {made_for.get('name')} (fingerprint "
+            f"{made_for.get('fingerprint')}), but {reader.name!r} has {reader.fingerprint}; use "
+            "that reader, or pass derivative=True if this one is a fine-tune of it."
+        )
+
+
+def _keep_card(folder: Path, temporary: Path, card: str | None) -> None:
+    if card is not None:
+        (temporary / MODEL_CARD).write_text(card, encoding="utf-8")
+    elif (folder / MODEL_CARD).is_file():
+        shutil.copyfile(folder / MODEL_CARD, temporary / MODEL_CARD)
+
+
+def _local_folder(folder_or_id: str | Path, **hub: Any) -> Path:
+    folder = Path(folder_or_id)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(
+            f"An embedder is a folder with {CONFIG} and {WEIGHTS}, but {str(folder)!r} is a file; "
+            "give the folder that save_pretrained() wrote."
+        )
+    try:
+        return Path(snapshot_download(str(folder_or_id), **hub))
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise InputError(
+            f"{str(folder_or_id)!r} is neither a folder nor a hub id that can be reached "
+            f"({type(error).__name__}); check the name and the connection."
+        ) from error
+
+
+def _read_config(settings: dict[str, Any], folder: Path) -> Any:
+    from .embedder import EmbedderConfig
+
+    if settings.get("format_version") != FORMAT_VERSION or "reader" not in settings:
+        raise CheckpointError(
+            f"Embedders of format version {FORMAT_VERSION} can be read, but {str(folder)!r} has "
+            f"version {settings.get('format_version')}; train or download it again."
+        )
+    try:
+        return EmbedderConfig(**settings["embedder"])
+    except (TypeError, KeyError, InputError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} does not describe an embedder ({error}); copy or make it again."
+        ) from error

@@ -1,0 +1,231 @@
+"""Prompt assembly: [head: raw][rows of the contexts][tail: raw], and the choice of k.
+
+In: token ids and contexts. Out: the input embeddings that the reader sees, and the scale factor
+that makes them fit its window. It does not run the reader.
+
+The head is not optional: without a raw first token the reader loses its attention sink. Training
+and reading put the same kind of head first.
+
+Axes: R row, S prompt row, H reader hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .context import Context
+from .downsampling import check_scale_factor, down_sampling
+from .errors import InputError, WindowError
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+AUTO = "auto"
+_PLACE = "<<<the-context-goes-here>>>"
+Turn = tuple[str, str]
+"""One earlier (question, answer)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What stands before the generated tokens, in order.
+
+    A part is raw token ids (t,), a context, or rows (R, H) that are read as they are.
+    """
+
+    parts: tuple[Tensor | Context, ...]
+
+    @property
+    def contexts(self) -> list[Context]:
+        """The parts that are contexts."""
+        return [part for part in self.parts if isinstance(part, Context)]
+
+    @property
+    def num_raw(self) -> int:
+        """Rows of all parts that are not contexts: head, titles, tail."""
+        return sum(len(part) for part in self.parts if isinstance(part, Tensor))
+
+    def num_rows(self, k: int) -> int:
+        """Rows of the whole prompt when its contexts are read at k."""
+        return self.num_raw + sum(context.rows_at(k) for context in self.contexts)
+
+    def embeds(self, reader: Reader, k: int) -> Tensor:
+        """Input embeddings (S, H), in the reader's dtype and on its device."""
+        filled = [part for part in self.parts if isinstance(part, Context) or len(part)]
+        rows = [_part_rows(reader, part, k) for part in filled]
+        return torch.cat([part.to(reader.device, reader.dtype) for part in rows])
+
+
+def _part_rows(reader: Reader, part: Tensor | Context, k: int) -> Tensor:
+    if isinstance(part, Context):
+        return context_rows(reader, part, k)
+    return part if part.ndim == 2 else reader.embed_tokens(part)
+
+
+def context_rows(reader: Reader, context: Context, k: int) -> Tensor:
+    """Rows (R, H) of a context at k; at k=1 its raw token embeddings.
+
+    Raises:
+        MismatchError: the context was made for another reader.
+        InputError: k is not usable with this context.
+    """
+    reader.check_same(context.reader_fingerprint, f"Context {context.title!r}")
+    if check_scale_factor(k) == 1:
+        return reader.embed_tokens(context.token_ids)
+    return context.at(k).rows
+
+
+def language_head(reader: Reader) -> Tensor:
+    """The head of plain text, (1,): the tokenizer's first special token."""
+    tokenizer = reader.tokenizer
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return torch.tensor([next(token for token in known if token is not None)])
+
+
+def question_prompt(
+    reader: Reader, contexts: Sequence[Context], question: str, history: Sequence[Turn] = ()
+) -> Prompt:
+    """A chat prompt: header and titles raw, contexts as rows, the question raw.
+
+    Uses the reader's chat template; a reader without one gets "Question: ... Answer:".
+
+    Raises:
+        InputError: the question is empty.
+    """
+    head, tail = question_frame(reader, question, history)
+    middle: list[Tensor | Context] = []
+    for number, context in enumerate(contexts):
+        opening = ("\n\n" if number else "") + _title(context, len(contexts))
+        middle += [reader.encode(opening), context]
+    return Prompt(parts=(head, *middle, tail))
+
+
+def question_frame(
+    reader: Reader, question: str, history: Sequence[Turn] = ()
+) -> tuple[Tensor, Tensor]:
+    """Head and tail, (h,) and (t,), between which the context goes; see `question_prompt`."""
+    if not question.strip():
+        raise InputError("A question has words, but this one is empty; ask something.")
+    before, after = _chat_frame(reader, question, history)
+    return _with_first(reader, reader.encode(before)), reader.encode(after)
+
+
+def text_prompt(reader: Reader, contexts: Sequence[Context], text: str = "") -> Prompt:
+    """A prompt of plain text: one head token, the contexts, and the text that goes on."""
+    return Prompt(parts=(language_head(reader), *contexts, reader.encode(text)))
+
+
+def choose_k(prompt: Prompt, room: int) -> int:
+    """The smallest scale factor at which the prompt takes at most `room` rows.
+
+    Raises:
+        WindowError: even the largest allowed does not fit; names the k that would.
+    """
+    for k in _candidates(prompt.contexts):
+        if prompt.num_rows(k) <= room:
+            return k
+    largest = max(_candidates(prompt.contexts))
+    fitting = next((k for k in _beyond(prompt.contexts) if prompt.num_rows(k) <= room), None)
+    advice = f"k={fitting} would fit" if fitting else "no k would fit, give less text"
+    raise WindowError(
+        f"The prompt must fit in {room} rows, but at k={largest}, the largest allowed, it takes "
+        f"{prompt.num_rows(largest)}; {advice}.",
+        smallest_k=fitting,
+    )
+
+
+def fit(prompt: Prompt, k: int | str, room: int) -> int:
+    """The scale factor to read at: the one asked for if it fits, or the smallest that does.
+
+    Raises:
+        InputError: k is neither a whole number nor "auto".
+        WindowError: it does not fit.
+    """
+    if k == AUTO:
+        return choose_k(prompt, room)
+    number = check_scale_factor(k)
+    if prompt.num_rows(number) > room:
+        fitting = next((c for c in _beyond(prompt.contexts) if prompt.num_rows(c) <= room), None)
+        advice = f"k={fitting} would fit" if fitting else "no k would fit, give less text"
+        raise WindowError(
+            f"The prompt must fit in {room} rows, but at k={number} it takes "
+            f"{prompt.num_rows(number)}; {advice}.",
+            smallest_k=fitting,
+        )
+    return number
+
+
+def smallest_k(num_tokens: int, *, room: int, chunk_tokens: int, max_k: int) -> int:
+    """The scale factor to compress a text at, so that its rows fit in `room`.
+
+    Raises:
+        WindowError: even `max_k` does not fit; names the k that would.
+    """
+    full, rest = divmod(num_tokens, chunk_tokens)
+    for k in range(1, chunk_tokens + 1):
+        if full * -(-chunk_tokens // k) + -(-rest // k) <= room:
+            if k <= max_k:
+                return k
+            raise WindowError(
+                f"The context must fit in {room} rows, but its {num_tokens} tokens do not at "
+                f"k={max_k}, the largest allowed; k={k} would fit.",
+                smallest_k=k,
+            )
+    raise WindowError(
+        f"The context must fit in {room} rows, but its {num_tokens} tokens do not at any k; give "
+        "less text or a reader with a larger window."
+    )
+
+
+def _candidates(contexts: Sequence[Context]) -> list[int]:
+    """Allowed scale factors in order: raw, then common multiples up to the largest allowed."""
+    largest = min((context.max_k for context in contexts), default=1)
+    return [1, *(k for k in _multiples(contexts) if k <= max(largest, *_made_at(contexts)))]
+
+
+def _beyond(contexts: Sequence[Context]) -> list[int]:
+    return [1, *_multiples(contexts)]
+
+
+def _made_at(contexts: Sequence[Context]) -> list[int]:
+    return [context.k for context in contexts] or [1]
+
+
+def _multiples(contexts: Sequence[Context]) -> list[int]:
+    """Scale factors at which all contexts can be read as rows."""
+    longest = min((context.chunk_tokens for context in contexts), default=1)
+    fixed = [c.k for c in contexts if c.k == 1 or not down_sampling(c.down_sampling).nests]
+    ks = [k for k in range(2, longest + 1) if all(k % c.k == 0 for c in contexts)]
+    return [k for k in ks if all(k == only for only in fixed)]
+
+
+def _title(context: Context, how_many: int) -> str:
+    return f"Document: {context.title}\n" if context.title and how_many > 1 else ""
+
+
+def _chat_frame(reader: Reader, question: str, history: Sequence[Turn]) -> tuple[str, str]:
+    """Text before the context, and from there to the answer."""
+    if reader.tokenizer.chat_template is None:
+        turns = "".join(f"\n\nQuestion: {asked}\nAnswer: {said}" for asked, said in history)
+        return "", f"{turns}\n\nQuestion: {question}\nAnswer:"
+    messages: list[dict[str, str]] = []
+    for asked, said in history:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    messages.append({"role": "user", "content": question})
+    messages[0]["content"] = f"{_PLACE}\n\n{messages[0]['content']}"
+    text = str(
+        reader.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
+    before, _, after = text.partition(_PLACE)
+    return before, after
+
+
+def _with_first(reader: Reader, ids: Tensor) -> Tensor:
+    """The ids with the head token of plain text in front, unless one stands there."""
+    head = language_head(reader)
+    return ids if len(ids) and ids[0] == head[0] else torch.cat([head, ids])

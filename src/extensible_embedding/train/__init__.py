@@ -1,0 +1,1 @@
+"""Training: config -> data -> two-stream loss -> trainer. Imports the core, never the reverse."""
