@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install test test-e2e test-slow check docs clean
+.PHONY: help demo install test test-e2e test-slow check docs-check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -60,11 +60,14 @@ test-e2e: $(STAMP) ## Run the tests that need the real reader and real text
 test-slow: $(STAMP) ## Run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: $(STAMP) ## Check format, lint, types and the version's copies; changes nothing
+check: $(STAMP) docs-check ## Check format, lint, types and generated files; changes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/check_version.py
+
+docs-check: $(STAMP) ## Check that the configuration's reference is current
+	@$(BIN)/python scripts/make_config_reference.py --check
 
 docs: $(STAMP) ## Generate docs/cli.md from the command line's own help
 	@mkdir -p docs

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import docx
 import pytest
-from ebooklib import epub
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
@@ -83,20 +82,33 @@ def make_pdf(lines: list[str], *, title: str | None = None, password: str | None
     return out.getvalue()
 
 
-def make_epub(path: Path) -> Path:
-    book = epub.EpubBook()
-    book.set_title("An e-book")
-    chapters = [
-        epub.EpubHtml(title=name, file_name=f"{name}.xhtml", content=f"<h1>{name}</h1><p>Text.</p>")
-        for name in ("alpha", "beta")
-    ]
-    for chapter in chapters:
-        book.add_item(chapter)
-    book.toc = chapters
-    book.add_item(epub.EpubNcx())
-    book.add_item(epub.EpubNav())
-    book.spine = ["nav", chapters[1], chapters[0]]
-    epub.write_epub(str(path), book, {"raise_exceptions": True})
+CONTAINER = """<?xml version="1.0"?>
+<container version="1.0" xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>
+<rootfile full-path="OPS/book.opf" media-type="application/oebps-package+xml"/>
+</rootfiles></container>"""
+PACKAGE = """<?xml version="1.0"?>
+<package version="3.0" xmlns="http://www.idpf.org/2007/opf">
+<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>An e-book</dc:title></metadata>
+<manifest>
+<item id="a" href="text/alpha.xhtml" media-type="application/xhtml+xml"/>
+<item id="b" href="text/beta%20two.xhtml" media-type="application/xhtml+xml"/>
+<item id="nav" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>
+<item id="cover" href="cover.png" media-type="image/png"/>
+</manifest>
+<spine><itemref idref="cover"/><itemref idref="nav"/><itemref idref="b"/><itemref idref="a"/></spine>
+</package>"""
+
+
+def make_epub(path: Path, package: str = PACKAGE) -> Path:
+    page = "<html><head><title>no</title></head><body><h1>{}</h1><p>Text.</p></body></html>"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mimetype", "application/epub+zip", zipfile.ZIP_STORED)
+        archive.writestr("META-INF/container.xml", CONTAINER)
+        archive.writestr("OPS/book.opf", package)
+        archive.writestr("OPS/text/alpha.xhtml", page.format("alpha"))
+        archive.writestr("OPS/text/beta two.xhtml", page.format("beta"))
+        archive.writestr("OPS/nav.xhtml", "<nav><ol><li>alpha</li></ol></nav>")
+        archive.writestr("OPS/cover.png", b"\x89PNG")
     return path
 
 
@@ -346,12 +358,67 @@ def test_truncated_file(tmp_path: Path, ending: str) -> None:
     refusal(write(path, path.read_bytes()[:200]))
 
 
-def test_epub_without_a_page_of_its_spine(tmp_path: Path) -> None:
-    path = edit_zip(
-        make_epub(tmp_path / "a.epub"),
-        lambda name, data: data.replace(b'idref="chapter_0"', b'idref="gone"'),
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        (PACKAGE.replace('idref="b"', 'idref="gone"'), "lacks 'gone'"),
+        (PACKAGE.replace("alpha.xhtml", "gone.xhtml"), "lacks 'OPS/text/gone.xhtml'"),
+        (PACKAGE.replace("text/alpha.xhtml", "../../etc/passwd"), "lacks '../etc/passwd'"),
+        (PACKAGE.replace("</manifest>", ""), "is damaged or of another format"),
+    ],
+)
+def test_epub_without_a_part_that_it_names(tmp_path: Path, package: str, words: str) -> None:
+    assert words in refusal(make_epub(tmp_path / "a.epub", package))
+
+
+def test_epub_without_a_title_is_named_after_its_file(tmp_path: Path) -> None:
+    package = PACKAGE.replace("<dc:title>An e-book</dc:title>", "")
+    assert read_document(make_epub(tmp_path / "book.epub", package)).title == "book"
+
+
+def test_epub_opens_nothing_outside_itself(tmp_path: Path) -> None:
+    write(tmp_path / "secret.txt", b"secret")
+    entities = f'<!ENTITY out SYSTEM "file://{tmp_path}/secret.txt">'
+    package = PACKAGE.replace("<package", f"<!DOCTYPE package [{entities}]><package")
+    package = package.replace("An e-book", "A book &out;")
+    assert read_document(make_epub(tmp_path / "a.epub", package)).title == "A book"
+
+
+def test_epub_does_not_unfold_nested_entities(tmp_path: Path) -> None:
+    entities = '<!ENTITY l0 "lol">' + "".join(
+        f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10)
     )
-    assert "lacks 'gone'" in refusal(path)
+    package = PACKAGE.replace("<package", f"<!DOCTYPE package [{entities}]><package")
+    package = package.replace("An e-book", "A book &l9;")
+    assert "entity" in refusal(make_epub(tmp_path / "a.epub", package))
+
+
+def bomb(path: Path, num_bytes: int) -> Path:
+    """Zeros, packed a thousandfold."""
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zeros", "w", force_zip64=True) as part,
+    ):
+        for _ in range(num_bytes >> 20):
+            part.write(bytes(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["epub", "docx"])
+def test_a_zip_bomb_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path = make_epub(tmp_path / f"a.{ending}")
+    if ending == "docx":
+        docx.Document().save(str(path))
+    monkeypatch.setattr("zipfile.ZipFile.read", None)
+    monkeypatch.setattr("extensible_embedding.archive.RATIO_FREE_BYTES", 10 << 20)
+    message = refusal(bomb(path, 40 << 20))
+    assert "must unpack to at most 200 times the file's own size" in message
+    assert "would unpack to 40 MiB" in message
+    assert "; convert it" in message
+    monkeypatch.setattr("extensible_embedding.archive.MAX_UNPACKED_BYTES", 8 << 20)
+    assert "must unpack to at most 8 MiB" in refusal(path)
 
 
 def test_copy_protected_epub(tmp_path: Path) -> None:

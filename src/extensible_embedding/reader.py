@@ -191,9 +191,8 @@ class Reader(AnswerMixin):
         """Logits (..., V) of last hidden states (..., H), as the model itself would give them."""
         config = self.model.config.get_text_config()
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        scaling = getattr(config, "logits_scaling", None)
-        if scaling:
-            logits = logits / scaling
+        logits = logits / (getattr(config, "logits_scaling", None) or 1)
+        logits = logits * (getattr(config, "logit_scale", None) or 1)
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -22,6 +22,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .archive import open_archive
+from .epub import MissingPartError, Page, read_book
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +55,6 @@ _BLOCKS = frozenset(
 )
 _CELLS = frozenset({"td", "th"})
 _HIDDEN = frozenset({"head", "noscript", "script", "style", "template", "title"})
-_PAGE_TYPES = frozenset({"application/xhtml+xml", "text/html", "text/x-oeb1-document"})
 _SPACES = re.compile(r"[ \t\n\r\f]+")
 _DOCX_DEFAULT_TITLE = "Word Document"  # what python-docx makes up for a file without metadata
 
@@ -275,35 +276,25 @@ def _preformatted(tag: Tag) -> str:
 
 
 def _read_epub(path: Path, data: bytes) -> tuple[str | None, str]:
-    from ebooklib import epub
-
     with _reading(path, "EPUB book"):
-        book = epub.read_epub(BytesIO(data), {"ignore_ncx": True})
-        items = [_spine_item(path, book, name) for name, _ in book.spine]
-        # The table of contents would only repeat the headings.
-        pages = [item for item in items if not isinstance(item, epub.EpubNav)]
-        texts = [_epub_page(path, page) for page in pages if page.media_type in _PAGE_TYPES]
-        return book.title, "\n\n".join(filter(None, texts))
+        try:
+            title, pages = read_book(open_archive(path, data))
+        except MissingPartError as error:
+            raise InputError(
+                f"An EPUB book must contain every part of its spine, but '{path}' lacks "
+                f"'{error.args[0]}'; get a sound copy."
+            ) from None
+        return title, "\n\n".join(filter(None, (_epub_page(path, page) for page in pages)))
 
 
-def _epub_page(path: Path, page: Any) -> str:
+def _epub_page(path: Path, page: Page) -> str:
     try:
         return _parse_html(path, page.content)[1]
     except InputError:
         raise InputError(
-            f"An EPUB book must have pages of text, but '{page.file_name}' in '{path}' is not "
+            f"An EPUB book must have pages of text, but '{page.name}' in '{path}' is not "
             f"(damaged or copy-protected); get a copy that is sound and free of protection."
         ) from None
-
-
-def _spine_item(path: Path, book: Any, name: str) -> Any:
-    item = book.get_item_with_id(name)
-    if item is None:
-        raise InputError(
-            f"An EPUB book must contain every part of its spine, but '{path}' lacks '{name}'; "
-            f"get a sound copy."
-        )
-    return item
 
 
 def _read_pdf(path: Path, data: bytes) -> tuple[str | None, str]:
@@ -343,6 +334,7 @@ def _read_docx(path: Path, data: bytes) -> tuple[str | None, str]:
     import docx
 
     with _reading(path, "Word document"):
+        open_archive(path, data)
         document = docx.Document(BytesIO(data))
         title: str = document.core_properties.title
         blocks = chain.from_iterable(map(_docx_texts, document.iter_inner_content()))

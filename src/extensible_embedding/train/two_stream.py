@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..embedder import ExtensibleEmbedder
+from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
 
@@ -136,20 +138,40 @@ def chunk_loss(reader: Reader, hidden: Tensor, targets: Tensor, layout: Layout) 
     raw = torch.arange(targets.shape[1] * targets.shape[2]).view(targets.shape[1:])
     places = torch.cat([starts[:, None], raw[:, :-1] + layout.num_prefix], dim=1)
     picked = hidden[:, places.flatten().to(hidden.device)].flatten(0, 1)  # (B * (N - 1) * L, H)
-    labels, losses, block = targets.flatten(), [], 1024
-    for first in range(0, len(labels), block):
-        part = slice(first, first + block)
-        losses.append(
-            torch.utils.checkpoint.checkpoint(
-                _block_loss, reader, picked[part], labels[part], use_reentrant=False
-            )
-        )
-    return torch.stack(losses).sum() / len(labels)
+    loss: Tensor = FrozenHeadLoss.apply(picked, targets.flatten(), reader)  # type: ignore[no-untyped-call]
+    return loss
 
 
-def _block_loss(reader: Reader, hidden: Tensor, labels: Tensor) -> Tensor:
-    logits = reader.logits(hidden).float()
-    return nn.functional.cross_entropy(logits, labels, reduction="sum")
+class FrozenHeadLoss(torch.autograd.Function):
+    """Mean cross-entropy through a head without gradients of its own.
+
+    The gradient of the hidden states is made block by block beside the loss, so that the logits of
+    all tokens never stand in memory together and are never computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, reader: Reader) -> Tensor:
+        """Loss (scalar) of hidden states (T, H) and labels (T,)."""
+        gradient, total = torch.empty_like(hidden), hidden.new_zeros((), dtype=torch.float32)
+        for first in range(0, len(labels), _HEAD_BLOCK):
+            part = slice(first, first + _HEAD_BLOCK)
+            with torch.enable_grad():
+                block = hidden[part].detach().requires_grad_()
+                logits = reader.logits(block).float()
+                loss = nn.functional.cross_entropy(logits, labels[part], reduction="sum")
+            gradient[part] = torch.autograd.grad(loss, block)[0]
+            total += loss.detach()
+        ctx.save_for_backward(gradient.div_(len(labels)))
+        return total / len(labels)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Gradient (T, H) of the hidden states."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output.to(gradient.dtype), None, None
+
+
+_HEAD_BLOCK = 1024
 
 
 @contextmanager
@@ -187,23 +209,28 @@ _ACTIVE: list[Layout] = []
 
 
 def dense_masks(reader: Reader, layout: Layout) -> Any:
-    """The layout as additive masks (1, 1, S, S), one for each kind of layer that the reader has."""
+    """The layout as additive masks (1, 1, S, S): one, or one for each kind of layer if they differ.
+
+    Raises:
+        InputError: the reader has layers that are neither full nor sliding-window attention.
+    """
     config = reader.model.config.get_text_config()
-    allowed = layout.allowed()
     window = getattr(config, "sliding_window", None)
-    near = allowed
-    if window is not None and getattr(config, "use_sliding_window", True) is not False:
-        positions = layout.positions()
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    alike = ["sliding_attention" if window is not None else "full_attention"]
+    kinds = set(getattr(config, "layer_types", None) or alike)
+    if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise InputError(
+            "Two-stream training needs a reader with full or sliding-window attention, but "
+            f"{reader.name!r} has {', '.join(unknown)}; choose another reader."
+        )
+    allowed, positions = layout.allowed(), layout.positions()
+    masks = {"full_attention": _additive(allowed, reader)}
+    if "sliding_attention" in kinds and window is not None:
         near = allowed & (positions[:, None] - positions[None] < window)
-    kinds = {"full_attention": allowed, "sliding_attention": near}
-    layer_types = set(getattr(config, "layer_types", None) or [])
-    masks = {kind: _additive(mask, reader) for kind, mask in kinds.items()}
-    if layer_types and config.model_type in _MASK_BY_KIND:
-        return masks
-    return masks["sliding_attention" if window is not None else "full_attention"]
-
-
-_MASK_BY_KIND = {"gemma2", "gemma3_text", "qwen2", "qwen3", "smollm3", "olmo3", "cohere2"}
+        masks["sliding_attention"] = _additive(near, reader)
+    return masks if len(kinds) > 1 else masks[kinds.pop()]
 
 
 def _additive(allowed: Tensor, reader: Reader) -> Tensor:
@@ -257,14 +284,22 @@ def split_attention(
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Attention of the last t keys' queries (B, key heads, group, t, D) on all keys so far."""
     group, length = query.shape[2:4]
-    seen = key.shape[-2]
-    mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril(seen - length)
-    bias = torch.zeros(length, seen, dtype=query.dtype, device=query.device)
-    bias = bias.masked_fill_(~mask, float("-inf")).repeat(group, 1)
+    bias = _causal_bias(group, length, key.shape[-2], query.dtype, query.device)
     output = nn.functional.scaled_dot_product_attention(
         query.flatten(2, 3), key, value, attn_mask=bias, scale=scaling
     )
     return output.unflatten(2, (group, length))
+
+
+@lru_cache(maxsize=64)
+def _causal_bias(
+    group: int, length: int, seen: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Additive mask (group * length, seen) of the last `length` of `seen` places."""
+    with torch.inference_mode(False):  # it is cached, and a later call may need gradients
+        hidden = torch.ones(length, seen, dtype=torch.bool, device=device).triu(seen - length + 1)
+        bias = torch.zeros(length, seen, dtype=dtype, device=device)
+        return bias.masked_fill_(hidden, float("-inf")).repeat(group, 1)
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
