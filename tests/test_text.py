@@ -95,7 +95,9 @@ PACKAGE = """<?xml version="1.0"?>
 <item id="nav" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>
 <item id="cover" href="cover.png" media-type="image/png"/>
 </manifest>
-<spine><itemref idref="cover"/><itemref idref="nav"/><itemref idref="b"/><itemref idref="a"/></spine>
+<spine>
+<itemref idref="cover"/><itemref idref="nav"/><itemref idref="b"/><itemref idref="a"/>
+</spine>
 </package>"""
 
 

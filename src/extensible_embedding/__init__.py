@@ -12,7 +12,8 @@ The modules are the pipeline, in order:
     reader       the frozen language model
     answer       prompt -> text
 
-beside them `checkpoint` and `folders` keep things on disk and `errors` says what can go wrong.
+beside them `archive` and `epub` open what `text` reads, `checkpoint` and `folders` keep things on
+disk, and `errors` says what can go wrong.
 `train`, `evals` and `cli` import these, never the reverse.
 """
 

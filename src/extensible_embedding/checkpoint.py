@@ -10,26 +10,28 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, ModelHubMixin, snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, InputError, MismatchError
-from .folders import read_json, read_tensors, whole_folder
+from .folders import check_settled, read_json, read_tensors, whole_folder, write_json
 
 if TYPE_CHECKING:
-    from .embedder import ExtensibleEmbedder
+    from .embedder import EmbedderConfig, ExtensibleEmbedder
     from .reader import Reader
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 MODEL_CARD = "README.md"
+_FILES = (CONFIG, WEIGHTS, MODEL_CARD)
+_SETTINGS = {"embedder": dict, "reader": dict, "training": dict, "int8": bool}
 
 
 class EmbedderHubMixin(ModelHubMixin):
@@ -42,7 +44,8 @@ class EmbedderHubMixin(ModelHubMixin):
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(embedder.config)).encode())
         for name, weight in own_weights(embedder).items():
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+            flat = weight.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save_pretrained(  # type: ignore[override]
@@ -65,11 +68,14 @@ class EmbedderHubMixin(ModelHubMixin):
             model_card: text of README.md.
             repo_id: hub id to push to, by default the folder's name.
             push_to_hub: push the folder afterwards.
-            hub: further arguments of `push_to_hub`.
+            hub: how to push: private, token, branch, create_pr, commit_message.
 
         Raises:
             StorageError: the disk is full or not writable.
+            InputError: the folder holds other files, or the hub refused.
         """
+        if hub and not push_to_hub:
+            raise TypeError(f"save_pretrained() knows no {sorted(hub)} without push_to_hub=True")
         embedder = cast("ExtensibleEmbedder", self)
         weights = {name: w.detach().cpu().contiguous() for name, w in own_weights(embedder).items()}
         settings = {
@@ -82,13 +88,38 @@ class EmbedderHubMixin(ModelHubMixin):
         with whole_folder(folder) as temporary:
             _keep_card(Path(folder), temporary, model_card)
             save_file(quantize(weights) if int8 else weights, temporary / WEIGHTS)
-            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            (temporary / CONFIG).write_text(text, encoding="utf-8")
+            write_json(temporary / CONFIG, settings)
         if push_to_hub:
-            self.push_to_hub(repo_id or Path(folder).name, **hub)
+            _upload(Path(folder), repo_id or Path(folder).resolve().name, **hub)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.save_pretrained(save_directory)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        int8: bool = False,
+        training: dict[str, Any] | None = None,
+        model_card: str | None = None,
+        **hub: Any,
+    ) -> str:
+        """Uploads what `save_pretrained` writes; the repository is made where there is none.
+
+        Args:
+            repo_id: hub id, such as "name/embedder".
+            int8: as for `save_pretrained`.
+            training: as for `save_pretrained`.
+            model_card: as for `save_pretrained`.
+            hub: how to push: private, token, branch, create_pr, commit_message.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: the hub cannot be reached, or refused.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "embedder"
+            self.save_pretrained(folder, int8=int8, training=training, model_card=model_card)
+            return _upload(folder, repo_id, **hub)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -121,9 +152,15 @@ class EmbedderHubMixin(ModelHubMixin):
         tensors = dequantize(read_tensors(folder / WEIGHTS, "an embedder"))
         from .embedder import ExtensibleEmbedder
 
-        embedder = ExtensibleEmbedder(config, reader)
+        try:
+            embedder = ExtensibleEmbedder(config, reader)
+        except InputError as error:
+            raise MismatchError(
+                f"{str(folder_or_id)!r} does not fit {reader.name!r} ({str(error).rstrip('.')}); "
+                f"use the reader that it was trained with ({settings['reader'].get('name')})."
+            ) from error
         load_weights(embedder, tensors, str(folder))
-        embedder.training_record = dict(settings.get("training") or {})
+        embedder.training_record = settings["training"]
         return embedder.eval()
 
 
@@ -142,7 +179,9 @@ def load_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor], origi
     """
     expected = own_weights(embedder)
     wrong = sorted(set(expected) ^ set(tensors)) or [
-        name for name in expected if expected[name].shape != tensors[name].shape
+        name
+        for name in expected
+        if expected[name].shape != tensors[name].shape or not tensors[name].is_floating_point()
     ]
     if wrong:
         raise CheckpointError(
@@ -183,9 +222,13 @@ def dequantize(kept: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in kept.items():
         if name.endswith(".int8"):
             stem = name.removesuffix(".int8")
-            if f"{stem}.scale" not in kept:
-                raise CheckpointError(f"int8 weights have scales, but {stem!r} has none.")
-            weights[stem] = tensor.float() * kept[f"{stem}.scale"]
+            scale = kept.get(f"{stem}.scale")
+            if scale is None or scale.shape != (len(tensor), 1):
+                raise CheckpointError(
+                    f"An int8 matrix has one scale an output channel, but {stem!r} has not; copy "
+                    "or train the checkpoint again."
+                )
+            weights[stem] = tensor.float() * scale
         elif not name.endswith(".scale") or f"{name.removesuffix('.scale')}.int8" not in kept:
             weights[name] = tensor
     return weights
@@ -234,26 +277,72 @@ def _local_folder(folder_or_id: str | Path, **hub: Any) -> Path:
             f"An embedder is a folder with {CONFIG} and {WEIGHTS}, but {str(folder)!r} is a file; "
             "give the folder that save_pretrained() wrote."
         )
+    check_settled(folder)
     try:
-        return Path(snapshot_download(str(folder_or_id), **hub))
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        return Path(snapshot_download(str(folder_or_id), allow_patterns=list(_FILES), **hub))
+    except Exception as error:  # of the hub, its HTTP client or the cache's disk: no common base
         raise InputError(
             f"{str(folder_or_id)!r} is neither a folder nor a hub id that can be reached "
             f"({type(error).__name__}); check the name and the connection."
         ) from error
 
 
-def _read_config(settings: dict[str, Any], folder: Path) -> Any:
+def _upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    branch: str | None = None,
+    create_pr: bool | None = None,
+    commit_message: str = "Upload an extensible embedder",
+) -> str:
+    try:
+        api = HfApi(token=token)
+        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=list(_FILES),
+            revision=branch,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"Pushing needs a hub that can be reached and a token that may write, but "
+            f"{repo_id!r} failed ({type(error).__name__}: {reason}); check the name and "
+            "`hf auth login`."
+        ) from error
+    return str(commit)
+
+
+def _read_config(settings: dict[str, Any], folder: Path) -> EmbedderConfig:
     from .embedder import EmbedderConfig
 
-    if settings.get("format_version") != FORMAT_VERSION or "reader" not in settings:
+    version = settings.get("format_version")
+    if version != FORMAT_VERSION:
         raise CheckpointError(
             f"Embedders of format version {FORMAT_VERSION} can be read, but {str(folder)!r} has "
-            f"version {settings.get('format_version')}; train or download it again."
+            f"version {version}; train or download it again."
         )
+    for key in sorted({*_SETTINGS, *settings} - {"format_version"}):
+        kind = _SETTINGS.get(key)
+        if kind is None or not isinstance(settings.get(key), kind):
+            raise CheckpointError(_not_a_config(folder, f"{key!r} is {settings.get(key)!r}"))
     try:
-        return EmbedderConfig(**settings["embedder"])
-    except (TypeError, KeyError, InputError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG} does not describe an embedder ({error}); copy or make it again."
-        ) from error
+        config = EmbedderConfig(**settings["embedder"])
+    except (TypeError, InputError) as error:
+        raise CheckpointError(_not_a_config(folder, str(error).rstrip("."))) from error
+    for key in ("residual", "final_norm"):
+        if not isinstance(getattr(config, key), bool):
+            raise CheckpointError(_not_a_config(folder, f"{key!r} is {getattr(config, key)!r}"))
+    return config
+
+
+def _not_a_config(folder: Path, reason: str) -> str:
+    return (
+        f"{folder / CONFIG} describes an embedder, but not as this version writes it ({reason}); "
+        "copy or make the folder again."
+    )

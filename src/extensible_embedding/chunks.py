@@ -8,7 +8,6 @@ Axes: C chunk, L token in chunk.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .errors import InputError

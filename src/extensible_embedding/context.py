@@ -9,18 +9,24 @@ Axes: R row, H reader hidden size; n tokens.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .chunks import chunk_spans
-from .downsampling import check_scale_factor, down_sampling, num_rows, row_ends
+from .downsampling import (
+    DOWN_SAMPLINGS,
+    check_scale_factor,
+    down_sampling,
+    num_rows,
+    row_ends,
+)
 from .errors import CheckpointError, InputError
-from .folders import read_json, read_tensors, whole_folder
+from .folders import read_json, read_tensors, whole_folder, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "context.json"
@@ -62,6 +68,7 @@ class Context:
 
     def rows_at(self, k: int) -> int:
         """Rows that this context takes at scale factor k (raw tokens at k=1)."""
+        check_scale_factor(k)
         return sum(num_rows(end - start, k) for start, end in self._spans())
 
     def row_ends(self) -> Tensor:
@@ -72,14 +79,16 @@ class Context:
         """The same context at a multiple of its scale factor, without reading the text again.
 
         Raises:
-            InputError: k is not a multiple, or the down-sampling does not nest.
+            InputError: k is not a multiple or more than a chunk, or the down-sampling does not
+                nest.
         """
         if check_scale_factor(k) == self.k:
             return self
-        if k % self.k or self.k == 1:
+        if k % self.k or self.k == 1 or k > self.chunk_tokens:
             raise InputError(
-                f"Rows can be read at multiples of the scale factor (2 or more) that they were made at, {self.k}, "
-                f"but k is {k}; compress the text again at a divisor of {k}."
+                "Rows can be read at multiples of the scale factor (2 or more) that they were made "
+                f"at, {self.k}, up to a chunk of {self.chunk_tokens} tokens, but k is {k}; "
+                "compress the text again at another k."
             )
         sampler, factor, first, parts = down_sampling(self.down_sampling), k // self.k, 0, []
         for start, end in self._spans():
@@ -102,11 +111,10 @@ class Context:
             "row_width": self.rows.shape[-1],
             **{field: getattr(self, field) for field in _SAVED_FIELDS},
         }
+        tensors = {"rows": self.rows.contiguous(), "token_ids": self.token_ids.contiguous()}
         with whole_folder(folder) as temporary:
-            tensors = {"rows": self.rows.contiguous(), "token_ids": self.token_ids.contiguous()}
             save_file(tensors, temporary / TENSORS)
-            text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-            (temporary / MANIFEST).write_text(text, encoding="utf-8")
+            write_json(temporary / MANIFEST, manifest)
 
     @classmethod
     def load(cls, folder: str | Path) -> Context:
@@ -123,22 +131,11 @@ class Context:
                 f"Contexts of format version {FORMAT_VERSION} can be read, but {str(folder)!r} has "
                 f"version {version}; compress the text again, or use the version that made it."
             )
+        _check_manifest(manifest, folder)
         tensors = read_tensors(folder / TENSORS, "a compressed context")
-        try:
-            fields = {field: manifest[field] for field in _SAVED_FIELDS}
-            context = cls(rows=tensors["rows"], token_ids=tensors["token_ids"], **fields)
-            shape = (manifest["num_rows"], manifest["row_width"])
-        except KeyError as error:
-            raise CheckpointError(
-                f"{str(folder)!r} lacks {error}; compress the text again."
-            ) from error
-        if tuple(context.rows.shape) != shape or context.rows_at(context.k) != shape[0]:
-            raise CheckpointError(
-                f"{str(folder)!r} promises {shape[0]} rows of width {shape[1]} for "
-                f"{context.num_tokens} tokens, but holds {tuple(context.rows.shape)}; compress the "
-                "text again."
-            )
-        return context
+        _check_tensors(tensors, manifest, folder)
+        fields = {field: manifest[field] for field in _SAVED_FIELDS}
+        return cls(rows=tensors["rows"], token_ids=tensors["token_ids"], **fields)
 
     @staticmethod
     def is_saved_at(folder: str | Path) -> bool:
@@ -149,12 +146,61 @@ class Context:
         return chunk_spans(self.num_tokens, self.chunk_tokens)
 
 
-_SAVED_FIELDS = (
-    "title",
-    "k",
-    "chunk_tokens",
-    "down_sampling",
-    "max_k",
-    "embedder_fingerprint",
-    "reader_fingerprint",
-)
+_SAVED_FIELDS: dict[str, type] = {
+    "title": str,
+    "k": int,
+    "chunk_tokens": int,
+    "down_sampling": str,
+    "max_k": int,
+    "embedder_fingerprint": str,
+    "reader_fingerprint": str,
+}
+_SIZES: dict[str, type] = {"num_tokens": int, "num_rows": int, "row_width": int}
+_ROW_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PIECE_ROWS = 1 << 16  # a whole context's worth of booleans would double the memory
+
+
+def _check_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    expected = {**_SAVED_FIELDS, **_SIZES}
+    for field in sorted({*expected, *manifest} - {"format_version"}):
+        if field not in manifest:
+            raise _damaged(folder, f"{field!r} in its {MANIFEST}", "lacks it")
+        value = manifest[field]
+        if field not in expected:
+            raise _damaged(folder, f"no {field!r} in its {MANIFEST}", f"has it as {value!r}")
+        if type(value) is not expected[field] or (isinstance(value, int) and value < 1):
+            what = "whole numbers, 1 or more," if expected[field] is int else "text"
+            raise _damaged(folder, f"{what} as {field!r}", f"has {value!r}")
+    k, chunk_tokens, name = (manifest[field] for field in ("k", "chunk_tokens", "down_sampling"))
+    if k > chunk_tokens:
+        raise _damaged(folder, f"a k of at most its chunks' {chunk_tokens} tokens", f"has k={k}")
+    if name not in DOWN_SAMPLINGS:
+        raise _damaged(folder, f"a down-sampling of {', '.join(DOWN_SAMPLINGS)}", f"has {name!r}")
+
+
+def _check_tensors(tensors: dict[str, Tensor], manifest: dict[str, Any], folder: Path) -> None:
+    if set(tensors) != {"rows", "token_ids"}:
+        raise _damaged(folder, f"rows and token_ids in its {TENSORS}", f"has {sorted(tensors)}")
+    rows, token_ids = tensors["rows"], tensors["token_ids"]
+    full, rest = divmod(manifest["num_tokens"], manifest["chunk_tokens"])
+    count = full * num_rows(manifest["chunk_tokens"], manifest["k"]) + num_rows(rest, manifest["k"])
+    if count != manifest["num_rows"]:
+        raise _damaged(folder, f"{count} rows for its tokens", f"promises {manifest['num_rows']}")
+    for name, tensor, shape, types in (
+        ("token_ids", token_ids, (manifest["num_tokens"],), (torch.int64,)),
+        ("rows", rows, (count, manifest["row_width"]), _ROW_TYPES),
+    ):
+        if tuple(tensor.shape) != shape or tensor.dtype not in types:
+            rule = f"{name} of shape {shape} and {' or '.join(map(str, types))}"
+            raise _damaged(folder, rule, f"has {tuple(tensor.shape)} and {tensor.dtype}")
+    if int(token_ids.min()) < 0:
+        raise _damaged(folder, "token ids of 0 or more", f"has {int(token_ids.min())}")
+    if not all(bool(torch.isfinite(piece).all()) for piece in rows.split(_PIECE_ROWS)):
+        raise _damaged(folder, "rows of finite numbers", "has NaN or infinity")
+
+
+def _damaged(folder: Path, rule: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"A compressed context has {rule}, but {str(folder)!r} {found}; copy the folder or "
+        "compress the text again."
+    )

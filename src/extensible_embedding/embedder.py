@@ -242,7 +242,11 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> nn.Module:
 
 def _embedding_names(decoder: nn.Module) -> set[str]:
     table = decoder.get_input_embeddings()  # type: ignore[operator]
-    return {name for name, weight in decoder.state_dict(keep_vars=True).items() if weight is table.weight}
+    return {
+        name
+        for name, weight in decoder.state_dict(keep_vars=True).items()
+        if weight is table.weight
+    }
 
 
 def _shortened(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:

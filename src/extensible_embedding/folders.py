@@ -2,12 +2,16 @@
 
 In: a function that fills a folder. Out: that folder under its final name, put there by one rename,
 so that an interrupt, a crash or a full disk leaves nothing that a later command takes for whole.
-Also reads safetensors files with the library's own errors. Knows nothing of what it keeps.
+Also reads JSON and safetensors files with the library's own errors. Knows nothing of what it keeps.
+
+A folder that is replaced stands for an instant under `.NAME.previous`. Whoever is killed in that
+instant loses nothing: readers then name that folder, and the next save puts it back first.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,9 +22,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, StorageError
+from .errors import CheckpointError, InputError, StorageError
 
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle")
+# A bare pickle from protocol 2 on, and the zip archive around one that torch.save writes.
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
 @contextmanager
@@ -29,15 +35,21 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         StorageError: the disk is full or not writable.
+        InputError: `folder` holds a file that the new one does not: it is no older save.
     """
-    target = Path(folder).absolute()
+    # Through a link, so that what it points to is replaced and not the link.
+    target = Path(os.path.realpath(folder))
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _settle(target)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
         temporary.chmod(0o755)
+        _check_replaceable(target, temporary)
+        _flush(*temporary.iterdir(), temporary)
         _replace(temporary, target)
+        _flush(target.parent)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"Saving needs a writable place with room, but {str(folder)!r} cannot be written "
@@ -48,14 +60,65 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _check_replaceable(target: Path, temporary: Path) -> None:
+    """Whatever the new folder has no file for would be lost: this is how a home folder is kept."""
+    old = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+    strange = sorted(old - {entry.name for entry in temporary.iterdir()})
+    if strange:
+        raise InputError(
+            f"A save replaces only an older save of its kind, but {str(target)!r} also holds "
+            f"{strange[0]!r}; choose another folder."
+        )
+
+
+def _flush(*paths: Path) -> None:
+    """Has the disk hold these files and folders before the rename, whatever happens to power."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _replace(temporary: Path, target: Path) -> None:
-    if target.is_dir() and any(target.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.rename(old / "was")
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            target.rename(_previous(target))
         temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        _settle(target)
+
+
+def _settle(target: Path) -> None:
+    """After one rename of two: the old folder goes back. After both: it goes."""
+    previous = _previous(target)
+    if not previous.is_dir():
+        return
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
     else:
-        temporary.rename(target)
+        previous.rename(target)
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")
+
+
+def check_settled(folder: Path) -> None:
+    """Raises CheckpointError if a save was killed while it replaced this folder."""
+    target = Path(os.path.realpath(folder))
+    previous = _previous(target) if target.name else target
+    if previous.is_dir() and not target.exists():
+        raise CheckpointError(
+            f"A save was cut off while it replaced {str(folder)!r}, and the older save is whole "
+            f"in {str(previous)!r}; put it back with `mv '{previous}' '{target}'`."
+        )
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes what `read_json` reads, in ASCII: a title may hold halves of characters."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="ascii")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -68,18 +131,22 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise CheckpointError(_no_file(path, what))
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{path} describes {what} as JSON, but it cannot be read ({error}); copy or make the "
             "folder again."
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON object, but found {type(value).__name__}.")
+        raise CheckpointError(
+            f"{path} describes {what} as a JSON object, but it holds a {type(value).__name__}; "
+            "copy or make the folder again."
+        )
     return value
 
 
 def _no_file(path: Path, what: str) -> str:
-    unsafe = [file.name for pattern in _UNSAFE for file in path.parent.glob(pattern)]
+    check_settled(path.parent)
+    unsafe = sorted(file.name for pattern in _UNSAFE for file in path.parent.glob(pattern))
     if unsafe:
         return (
             f"Only safetensors are read, never pickles, but {str(path.parent)!r} has {unsafe[0]} "
@@ -87,7 +154,7 @@ def _no_file(path: Path, what: str) -> str:
         )
     return (
         f"{what.capitalize()} is a folder with {path.name}, but {str(path.parent)!r} has none; "
-        "check the path."
+        "check the path, or copy or make the folder again."
     )
 
 
@@ -104,6 +171,15 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} holds {what} as safetensors, but it is truncated, damaged or another format "
-            f"({error}); copy or make it again."
+            f"{path} holds {what} as safetensors, but it is {_fault(path)} ({error}); copy or "
+            "make it again."
         ) from error
+
+
+def _fault(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            is_pickle = file.read(4).startswith(_PICKLE_STARTS)
+    except OSError:
+        return "unreadable"
+    return "a pickle" if is_pickle else "truncated, damaged or another format"

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .answer import Answer, AnswerStream
-from .context import Context
 from .downsampling import check_scale_factor, down_sampling
 from .embedder import ExtensibleEmbedder
 from .errors import InputError, WindowError

@@ -218,8 +218,8 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
         table = pq.read_table(path, columns=[n for n in ("text", "domain") if n in names])
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"Evaluation data are parquet files, but {str(path)!r} cannot be read as one ({error}); "
-            "check the path."
+            f"Evaluation data are parquet files, but {str(path)!r} cannot be read as one "
+            f"({error}); check the path."
         ) from error
     if "text" not in names:
         raise InputError(

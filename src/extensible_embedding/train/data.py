@@ -90,7 +90,9 @@ def _cache_key(path: Path, reader: Reader) -> str:
     if not path.is_file():
         raise InputError(f"Training data are files, but {str(path)!r} is none; check `data`.")
     state = path.stat()
-    vocabulary = f"{reader.vocab_size} {len(reader.tokenizer)} {reader.tokenizer.__class__.__name__}"
+    vocabulary = (
+        f"{reader.vocab_size} {len(reader.tokenizer)} {reader.tokenizer.__class__.__name__}"
+    )
     probe = reader.encode("Extensible embedding, 2024: 7,342 rows?\n").tolist()
     text = f"{path.name} {state.st_size} {state.st_mtime_ns} {vocabulary} {probe}"
     return f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

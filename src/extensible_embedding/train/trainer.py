@@ -41,7 +41,9 @@ class TwoStreamTrainer(Trainer):
             self.optimizer = make_optimizer(embedder, self.config)
         return self.optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         embedder = self.accelerator.unwrap_model(self.model).embedder
         embedder.save_pretrained(Path(output_dir or str(self.args.output_dir)) / "embedder")
 
@@ -163,7 +165,7 @@ def instances(
 
 
 def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
-    """transformers' arguments for the configuration."""
+    """Transformers' arguments for the configuration."""
     bf16 = config.bf16
     if bf16 is None:
         bf16 = default_dtype(reader.device) is torch.bfloat16
@@ -225,7 +227,9 @@ def train(
         callbacks=[counter, *(callbacks or [])],
     )
     optimizer = trainer.create_optimizer()
-    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: rate_at(s, config))
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: rate_at(s, config)
+    )
     trainer.train(resume_from_checkpoint=last_checkpoint(config.output_dir))
     folder = Path(config.output_dir) / "embedder"
     embedder.save_pretrained(folder)

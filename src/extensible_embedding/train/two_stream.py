@@ -194,7 +194,9 @@ def can_split(reader: Reader) -> bool:
     """Whether the reader's attention is plain causal scaled dot-product in every layer."""
     config = reader.model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    sliding = getattr(config, "sliding_window", None) and getattr(
+        config, "use_sliding_window", True
+    )
     return (
         bool(getattr(reader.model, "_supports_attention_backend", False))
         and kinds == {"full_attention"}
@@ -270,7 +272,9 @@ def split_attention(
     layout = _ACTIVE[-1]
     folded = query.unflatten(1, (key.shape[1], -1))  # (B, key heads, group, S, D)
     prefix = layout.num_prefix
-    outputs = [_causal(folded[..., :prefix, :], key[..., :prefix, :], value[..., :prefix, :], scaling)]
+    outputs = [
+        _causal(folded[..., :prefix, :], key[..., :prefix, :], value[..., :prefix, :], scaling)
+    ]
     for chunk in range(layout.num_chunks - 1):
         start = prefix + chunk * layout.chunk_tokens
         own, seen = slice(start, start + layout.chunk_tokens), layout.rows_seen(chunk)

@@ -1,0 +1,180 @@
+"""Releases: a trained embedder -> an int8 checkpoint with a model card of measured figures.
+
+In: an embedder and evaluation files. Out: a folder as `save_pretrained` writes it, whose README.md
+says what it was trained on, what it is worth and what int8 costs. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._version import __version__
+from ..checkpoint import WEIGHTS
+from ..embedder import ExtensibleEmbedder
+from .lm import MEAN, LmRecord, Progress, evaluate_lm, provenance
+
+_COST_K = 4
+_COST_TARGETS = 4
+
+
+def release(
+    embedder: ExtensibleEmbedder,
+    folder: Path,
+    data: Sequence[Path],
+    *,
+    scale_factors: Sequence[int] = (2, 4, 8, 16, 32),
+    context_tokens: int = 1024,
+    target_tokens: int = 256,
+    num_targets: int = 16,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> list[LmRecord]:
+    """Writes the int8 checkpoint, measures it, and writes its model card.
+
+    Args:
+        embedder: with float weights, as trained.
+        folder: of the release; an older one there is replaced.
+        data: evaluation files, see `evaluate_lm`.
+        scale_factors: tokens per row to measure.
+        context_tokens: length of context.
+        target_tokens: tokens of a target.
+        num_targets: targets for each domain.
+        seed: of the targets.
+        command: what was run, for the card.
+        progress: called after every target of the int8 checkpoint.
+
+    Returns:
+        The records of the int8 checkpoint.
+    """
+    shape = {"context_tokens": [context_tokens], "target_tokens": target_tokens, "seed": seed}
+    with tempfile.TemporaryDirectory() as temporary:
+        embedder.save_pretrained(temporary + "/int8", int8=True)
+        small = ExtensibleEmbedder.from_pretrained(temporary + "/int8", embedder.reader)
+    records = evaluate_lm(
+        small,
+        data,
+        scale_factors=scale_factors,
+        num_targets=num_targets,
+        progress=progress,
+        **shape,  # type: ignore[arg-type]
+    )
+    pair = [
+        evaluate_lm(
+            each,
+            data,
+            methods=["extensible"],
+            scale_factors=[_COST_K],
+            num_targets=_COST_TARGETS,
+            **shape,  # type: ignore[arg-type]
+        )[-1].loss_nats
+        for each in (embedder, small)
+    ]
+    embedder.save_pretrained(folder, int8=True)
+    size = (folder / WEIGHTS).stat().st_size
+    card = model_card(embedder, records, pair[1] - pair[0], size_bytes=size, command=command)
+    embedder.save_pretrained(folder, int8=True, model_card=card)
+    return records
+
+
+def recovery_table(records: Sequence[LmRecord]) -> str:
+    """Markdown: recovery with its interval, a row for each k, a column for each domain."""
+    domains = list(dict.fromkeys(record.domain for record in records))
+    lines = [
+        "| k | " + " | ".join(domains) + " |",
+        "| --- |" + " --- |" * len(domains),
+    ]
+    for k in sorted({record.k for record in records if record.method == "extensible"}):
+        cells = [_cell(records, domain, k) for domain in domains]
+        lines.append(f"| {k} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def loss_table(records: Sequence[LmRecord]) -> str:
+    """Markdown: loss in nats per token without context, with rows, with raw context."""
+    domains = list(dict.fromkeys(record.domain for record in records))
+    lines = ["| read | " + " | ".join(domains) + " |", "| --- |" + " --- |" * len(domains)]
+    for method, k in dict.fromkeys((record.method, record.k) for record in records):
+        name = (
+            f"rows at k={k}"
+            if method == "extensible"
+            else {"none": "no context"}.get(method, method)
+        )
+        cells = [
+            f"{record.loss_nats:.3f}"
+            for record in records
+            if (record.method, record.k) == (method, k)
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(records: Sequence[LmRecord], domain: str, k: int) -> str:
+    for record in records:
+        if (record.domain, record.method, record.k) == (domain, "extensible", k):
+            if record.recovery is None or record.recovery_low is None:
+                return "-"
+            low, high = record.recovery_low, record.recovery_high
+            text = f"{record.recovery:.2f} ({low:.2f} to {high:.2f})"
+            return f"**{text}**" if domain == MEAN else text
+    return "-"
+
+
+def model_card(
+    embedder: ExtensibleEmbedder,
+    records: Sequence[LmRecord],
+    int8_cost_nats: float,
+    *,
+    size_bytes: int,
+    command: str,
+) -> str:
+    """README.md of a release: what it is, what it was trained on, what was measured and how."""
+    config, training, reader = embedder.config, embedder.training_record, embedder.reader
+    facts = provenance()
+    first = next(record for record in records if record.method == "extensible")
+    return f"""---
+license: apache-2.0
+library_name: extensible-embedding
+base_model: HuggingFaceTB/{reader.name}
+---
+
+# Extensible embedder for {reader.name}
+
+The first {config.num_layers} of {reader.num_layers} layers of {reader.name}, trained to turn every
+k tokens of a long text into one row that the frozen reader takes in place of the text
+(arXiv 2402.11577). Generated by extensible-embedding {__version__}; figures are of this int8
+checkpoint ({size_bytes / 1e6:.1f} MB).
+
+## Training
+
+Predicted tokens: {training.get("tokens", 0):,}; optimizer steps: {training.get("steps", 0):,};
+identity residual: {config.residual}; down-sampling: {config.down_sampling}. Text: public-domain
+English books, Python packages, technical and encyclopedic prose, none of it in the evaluation sets.
+This is a young checkpoint: it has seen a small part of what it can learn from.
+
+## Recovery
+
+(loss without context - loss with rows) / (loss without context - loss with raw context), the same
+targets for all: {first.context_tokens:,} context tokens before the target,
+{first.num_targets} targets a domain; in brackets the bootstrap 95% interval. 1 is as good as raw
+text at 1/k of its rows, 0 is useless.
+
+{recovery_table(records)}
+
+Loss in nats per token:
+
+{loss_table(records)}
+
+int8 weights, one scale an output channel, cost {int8_cost_nats:+.4f} nats per token at k={_COST_K}
+(mean over domains, {_COST_TARGETS} targets each, the same targets for both).
+
+## How it was measured
+
+`{command}` on {facts["date"]}, commit {facts["commit"]}, {facts["hardware"]}; {facts["versions"]}.
+
+## Limits
+
+Exact facts (names, numbers) are often lost in rows. Use a small k, or keep what matters raw (k=1).
+"""

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.errors import InputError, StorageError
+from extensible_embedding.evals import lm
+from extensible_embedding.evals.lm import LmRecord, evaluate_lm, write_records
+from extensible_embedding.prompt import language_head
+
+ASKED = {
+    "scale_factors": [1, 2, 4],
+    "context_tokens": [32, 64],
+    "target_tokens": 16,
+    "num_targets": 5,
+    "seed": 3,
+}
+Evaluate = Callable[..., list[LmRecord]]
+
+
+def words(seed: int, num_chars: int) -> str:
+    letters = np.random.default_rng(seed).choice(list("abcdefgh   \n"), num_chars)
+    return "".join(letters)
+
+
+def parquet(path: Path, **columns: list[str]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[Path]:
+    books = [words(seed, 900) for seed in range(3)]
+    code = [words(seed + 10, 700) for seed in range(2)]
+    return [
+        parquet(tmp_path / "books-eval.parquet", text=books, domain=["books"] * 3),
+        parquet(tmp_path / "code.parquet", text=code),
+    ]
+
+
+@pytest.fixture
+def evaluate(tiny_embedder: ExtensibleEmbedder, data: list[Path]) -> Evaluate:
+    return lambda **changed: evaluate_lm(tiny_embedder, data, **{**ASKED, **changed})
+
+
+def find(records: list[LmRecord], **fields: object) -> list[LmRecord]:
+    return [r for r in records if all(getattr(r, name) == v for name, v in fields.items())]
+
+
+def test_there_is_one_record_for_each_domain_method_k_and_length(evaluate: Evaluate) -> None:
+    records = evaluate()
+    assert [r.domain for r in records[::9]] == ["books", "code", "mean"]  # 1 + 2 * (1 + 3) each
+    assert [(r.method, r.k, r.context_tokens) for r in records[:5]] == [
+        ("none", 0, 0),
+        ("raw", 1, 32),
+        ("extensible", 1, 32),
+        ("extensible", 2, 32),
+        ("extensible", 4, 32),
+    ]
+
+
+def test_the_same_seed_gives_the_same_records_and_another_does_not(evaluate: Evaluate) -> None:
+    assert evaluate() == evaluate()
+    assert evaluate()[0].loss_nats != evaluate(seed=4)[0].loss_nats
+
+
+def test_targets_do_not_depend_on_methods_and_scale_factors(evaluate: Evaluate) -> None:
+    records = evaluate()
+    assert evaluate(methods=["raw"]) == find(records, method="raw")
+    assert evaluate(methods=["extensible"], scale_factors=[2]) == find(records, k=2)
+
+
+def test_raw_recovers_all_and_no_context_nothing(evaluate: Evaluate) -> None:
+    for record in evaluate(methods=["none", "raw"]):
+        fixed = float(record.method == "raw")
+        assert (record.recovery, record.recovery_low, record.recovery_high) == (fixed,) * 3
+
+
+def test_raw_rows_are_as_good_as_raw_text(evaluate: Evaluate) -> None:
+    records = evaluate()
+    raw, rows = find(records, method="raw"), find(records, method="extensible", k=1)
+    for one, other in zip(raw, rows, strict=True):
+        assert one.target_loss_nats == pytest.approx(other.target_loss_nats, abs=1e-5)
+        assert other.recovery == pytest.approx(1, abs=1e-3)
+
+
+def test_recovery_and_intervals_follow_from_the_losses(evaluate: Evaluate) -> None:
+    records = find(evaluate(), domain="books")
+    none, raw = records[0].loss_nats, find(records, method="raw", context_tokens=64)[0].loss_nats
+    (record,) = find(records, method="extensible", k=4, context_tokens=64)
+    assert record.loss_nats == pytest.approx(np.mean(record.target_loss_nats))
+    assert record.perplexity == pytest.approx(np.exp(record.loss_nats))
+    assert record.recovery == pytest.approx((none - record.loss_nats) / (none - raw))
+    assert record.loss_low <= record.loss_nats <= record.loss_high
+    assert record.num_targets == len(record.target_loss_nats) == 5
+
+
+def test_mean_records_weigh_domains_equally(evaluate: Evaluate) -> None:
+    records = evaluate()
+    for mean in find(records, domain="mean"):
+        fields = {n: getattr(mean, n) for n in ("method", "k", "context_tokens")}
+        books, code, _ = find(records, **fields)
+        assert mean.loss_nats == pytest.approx((books.loss_nats + code.loss_nats) / 2)
+        assert mean.recovery == pytest.approx(((books.recovery or 0) + (code.recovery or 0)) / 2)
+        assert mean.num_targets == books.num_targets + code.num_targets
+
+
+def test_one_domain_has_no_mean(tiny_embedder: ExtensibleEmbedder, data: list[Path]) -> None:
+    assert {r.domain for r in evaluate_lm(tiny_embedder, data[1:], **ASKED)} == {"code"}
+
+
+def test_losses_match_a_plain_reading_of_the_target(
+    tiny_embedder: ExtensibleEmbedder, tmp_path: Path
+) -> None:
+    reader, text = tiny_embedder.reader, words(1, 80)  # as long as a context and its target
+    path = parquet(tmp_path / "one.parquet", text=[text])
+    records = evaluate_lm(
+        tiny_embedder, [path], **{**ASKED, "num_targets": 1, "context_tokens": [64]}
+    )
+    ids, head = reader.encode(text), language_head(reader)
+    rows = tiny_embedder.compress(ids[:64], k=4).rows
+    whole = torch.cat([reader.embed_tokens(head), rows, reader.embed_tokens(ids[64:])])
+    with torch.inference_mode():
+        logits = reader.model(inputs_embeds=whole[None]).logits[0, -17:-1]
+    expected = torch.nn.functional.cross_entropy(logits, ids[64:]).item()
+    assert find(records, k=4)[0].loss_nats == pytest.approx(expected, abs=1e-5)
+    raw = torch.cat([head, ids])[None]
+    with torch.inference_mode():
+        logits = reader.model(raw).logits[0, -17:-1]
+    expected = torch.nn.functional.cross_entropy(logits, ids[64:]).item()
+    assert find(records, method="raw")[0].loss_nats == pytest.approx(expected, abs=1e-5)
+
+
+def test_drawn_tokens_are_whole_and_spread_over_documents(tiny_reader: Reader) -> None:
+    texts = ["x " * 300, "y " * 300, "too short"]
+    drawn = lm._draw_targets(tiny_reader, "d", texts, 80, 6, seed=0)
+    letters = ["x" if "x" in tiny_reader.decode(ids) else "y" for ids in drawn]
+    assert sorted(letters) == ["x", "x", "x", "y", "y", "y"]
+    assert all(len(ids) == 80 for ids in drawn)
+
+
+def test_progress_counts_targets(evaluate: Evaluate) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(methods=["none"], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(number, 10) for number in range(1, 11)]
+
+
+def test_the_embedder_keeps_its_mode(tiny_embedder: ExtensibleEmbedder, data: list[Path]) -> None:
+    tiny_embedder.train()
+    evaluate_lm(tiny_embedder, data, **ASKED)
+    assert tiny_embedder.training
+
+
+def test_rows_of_a_context_beyond_the_window_have_no_recovery(
+    tiny_embedder: ExtensibleEmbedder, tmp_path: Path
+) -> None:
+    path = parquet(tmp_path / "long.parquet", text=[words(2, 2000)])
+    asked = {**ASKED, "context_tokens": [600], "scale_factors": [4]}
+    (record,) = evaluate_lm(tiny_embedder, [path], methods=["extensible"], **asked)
+    assert record.recovery is record.recovery_low is None
+    with pytest.raises(InputError, match="window of 512 rows, but 600 context tokens"):
+        evaluate_lm(tiny_embedder, [path], methods=["raw"], **asked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"methods": ["raw", "magic"]}, "some of none, raw, extensible, but 'magic'"),
+        ({"methods": []}, "none is given"),
+        ({"scale_factors": []}, "needs scale factors"),
+        ({"scale_factors": [0]}, "k is 0"),
+        ({"context_tokens": []}, "context_tokens is 1 or more"),
+        ({"target_tokens": 0}, "target_tokens is 1 or more"),
+        ({"num_targets": 0}, "num_targets is 1 or more"),
+        ({"context_tokens": [400], "target_tokens": 100_000}, "must fit a window"),
+        ({"context_tokens": [490], "num_targets": 1, "target_tokens": 21}, None),
+    ],
+)
+def test_bad_arguments_are_refused(
+    evaluate: Evaluate, changed: dict[str, object], message: str | None
+) -> None:
+    if message is None:  # the window is filled to the last row
+        assert evaluate(**changed)
+        return
+    with pytest.raises(InputError, match=message):
+        evaluate(**changed)
+
+
+def test_bad_data_are_refused(tiny_embedder: ExtensibleEmbedder, tmp_path: Path) -> None:
+    other = parquet(tmp_path / "other.parquet", body=["a"])
+    short = parquet(tmp_path / "short.parquet", text=["too short"])
+    empty = parquet(tmp_path / "empty.parquet", text=[])
+    plain = tmp_path / "plain.parquet"
+    plain.write_text("not parquet")
+    for path, message in (
+        (other, "column `text`, but .* has body"),
+        (short, "80 tokens, but no document of 'short'"),
+        (empty, "there are none"),
+        (plain, "cannot be read as one"),
+        (tmp_path / "missing.parquet", "cannot be read as one"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_lm(tiny_embedder, [path], **ASKED)
+
+
+def test_written_records_hold_what_is_needed_to_score_again(
+    evaluate: Evaluate, tmp_path: Path
+) -> None:
+    records = evaluate()
+    out = tmp_path / "new" / "lm.json"
+    write_records(records, out, configuration={"seed": 3, "data": [Path("a.parquet")]})
+    report = json.loads(out.read_text())
+    assert report["configuration"] == {"seed": 3, "data": ["a.parquet"]}
+    assert set(report) >= {"versions", "hardware", "date", "git_commit"}
+    losses = {
+        (row["domain"], row["method"], row["k"], row["context_tokens"]): row["target_loss_nats"]
+        for row in report["target_loss_nats"]
+    }
+    for record, row in zip(records, report["records"], strict=True):
+        key = (record.domain, record.method, record.k, record.context_tokens)
+        again = losses.get(key, record.target_loss_nats)  # a mean repeats what its domains hold
+        assert LmRecord(**row, target_loss_nats=again) == record
+    assert [path.name for path in out.parent.iterdir()] == ["lm.json"]
+
+
+def test_a_place_that_cannot_be_written_is_told(evaluate: Evaluate, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_records([], tmp_path / "file" / "lm.json")

@@ -1,0 +1,182 @@
+"""Rows: how many, which, and what must not change them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_embedder
+from torch import Tensor
+
+from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.errors import InputError
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@pytest.fixture
+def token_ids() -> Tensor:
+    return torch.randint(0, 256, (55,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("k", range(1, 17))
+@pytest.mark.parametrize("num_tokens", [16, 33, 55])
+def test_rows_are_the_ceiling_in_every_chunk(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, k: int, num_tokens: int
+) -> None:
+    context = tiny_embedder.compress(token_ids[:num_tokens], k=k)
+    full, rest = divmod(num_tokens, 16)
+    assert context.num_rows == full * -(-16 // k) + -(-rest // k) == context.rows_at(k)
+    assert context.row_ends()[-1] == num_tokens
+    assert context.rows.isfinite().all()
+
+
+def test_rows_are_the_strided_outputs(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    """Chunk 4 has seven tokens: its row for the last partial stride is kept."""
+    context = tiny_embedder.compress(token_ids, k=4)
+    with torch.inference_mode():
+        last = tiny_embedder(token_ids[None, 48:])[0]
+    torch.testing.assert_close(context.rows[-2:], last[[3, 6]], **CLOSE)
+    assert context.row_ends().tolist()[-3:] == [48, 52, 55]
+
+
+def test_at_1_rows_are_the_raw_token_embeddings(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    expected = tiny_embedder.reader.embed_tokens(token_ids)
+    assert torch.equal(tiny_embedder.compress(token_ids, k=1).rows, expected)
+
+
+def test_untrained_residual_gives_the_token_at_the_end_of_each_stride(
+    tiny_reader: Reader, token_ids: Tensor
+) -> None:
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16)
+    context = embedder.compress(token_ids, k=4)
+    expected = tiny_reader.embed_tokens(token_ids[context.row_ends() - 1])
+    assert torch.equal(context.rows, expected)
+
+
+def test_a_trained_residual_does_not(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
+    context = tiny_embedder.compress(token_ids, k=4)
+    raw = tiny_embedder.reader.embed_tokens(token_ids[context.row_ends() - 1])
+    assert (context.rows - raw).abs().amax(1).min() > 0.01
+
+
+@pytest.mark.parametrize("batch_chunks", [1, 2, 3, 100])
+def test_batching_changes_nothing(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, batch_chunks: int
+) -> None:
+    rows = tiny_embedder.compress(token_ids, k=3, batch_chunks=batch_chunks).rows
+    torch.testing.assert_close(rows, tiny_embedder.compress(token_ids, k=3).rows, **CLOSE)
+
+
+def test_padding_changes_nothing(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
+    """The short last chunk has the same rows alone as padded beside long ones."""
+    alone = tiny_embedder.compress(token_ids[48:], k=4).rows
+    torch.testing.assert_close(tiny_embedder.compress(token_ids, k=4).rows[-2:], alone, **CLOSE)
+
+
+def test_chunks_are_independent(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
+    other = token_ids.clone()
+    other[:16] = 7
+    one, two = (tiny_embedder.compress(ids, k=4).rows for ids in (token_ids, other))
+    assert not torch.equal(one[:4], two[:4])
+    torch.testing.assert_close(one[4:], two[4:], **CLOSE)
+
+
+def test_a_row_depends_on_every_token_before_it_in_its_chunk(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    rows = tiny_embedder.compress(token_ids[:16], k=16).rows
+    for place in range(16):
+        other = token_ids[:16].clone()
+        other[place] = (other[place] + 1) % 256
+        assert not torch.equal(tiny_embedder.compress(other, k=16).rows, rows), place
+
+
+@pytest.mark.parametrize(("k", "multiple"), [(2, 4), (2, 6), (3, 9), (4, 8), (4, 16)])
+def test_strided_rows_nest_bit_for_bit(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, k: int, multiple: int
+) -> None:
+    fine, coarse = (tiny_embedder.compress(token_ids, k=each) for each in (k, multiple))
+    assert torch.equal(fine.at(multiple).rows, coarse.rows)
+    assert fine.at(multiple).k == multiple
+
+
+def test_mean_rows_nest(tiny_reader: Reader, token_ids: Tensor) -> None:
+    embedder = make_embedder(tiny_reader, down_sampling="mean")
+    fine, coarse = (embedder.compress(token_ids, k=each) for each in (2, 8))
+    torch.testing.assert_close(fine.at(8).rows, coarse.rows, **CLOSE)
+
+
+def test_training_rows_are_the_reading_rows(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    rows = tiny_embedder.rows(token_ids[:48].view(3, 16), 4)
+    assert rows.requires_grad
+    context = tiny_embedder.compress(token_ids[:48], k=4)
+    torch.testing.assert_close(rows.detach().flatten(0, 1), context.rows, **CLOSE)
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_plain_form_is_scaled_like_tokens(
+    tiny_reader: Reader, token_ids: Tensor, final_norm: bool
+) -> None:
+    embedder = make_embedder(tiny_reader, residual=False, final_norm=final_norm)
+    with torch.inference_mode():
+        outputs = embedder(token_ids[None, :48])
+    rms = outputs.pow(2).mean(-1).sqrt().mean()
+    assert rms.item() == pytest.approx(tiny_reader.embedding_rms, rel=0.01)
+    assert not hasattr(embedder, "projection")
+
+
+def test_final_norm_is_left_out_when_asked(tiny_reader: Reader, token_ids: Tensor) -> None:
+    """Without it the layers' outputs are those of the reader's layer, before any norm."""
+    embedder = make_embedder(tiny_reader, residual=False, final_norm=False)
+    with torch.inference_mode():
+        ids = token_ids[None, :16]
+        ours = embedder.layers(
+            inputs_embeds=tiny_reader.embed_tokens(ids), use_cache=False
+        ).last_hidden_state
+        theirs = tiny_reader.model(ids, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_readers_weights_are_copied_not_shared(tiny_embedder: ExtensibleEmbedder) -> None:
+    before = {name: w.clone() for name, w in tiny_embedder.reader.model.state_dict().items()}
+    with torch.no_grad():
+        for weight in tiny_embedder.parameters():
+            weight.add_(1)
+    after = tiny_embedder.reader.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert not any("_reader" in name for name in tiny_embedder.state_dict())
+
+
+def test_text_ids_and_tensor_give_the_same_context(
+    tiny_embedder: ExtensibleEmbedder, text: str
+) -> None:
+    ids = tiny_embedder.reader.encode(text)
+    contexts = [tiny_embedder.compress(given, k=5) for given in (text, ids, ids.tolist())]
+    assert all(torch.equal(context.rows, contexts[0].rows) for context in contexts)
+    assert all(torch.equal(context.token_ids, ids) for context in contexts)
+
+
+def test_progress_counts_tokens(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
+    seen: list[tuple[int, int]] = []
+    tiny_embedder.compress(
+        token_ids, k=4, batch_chunks=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(32, 55), (55, 55)]
+
+
+def test_k_beyond_the_chunk_names_the_largest(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    with pytest.raises(InputError, match="k is at most 16 here, but k is 17"):
+        tiny_embedder.compress(token_ids, k=17)
+
+
+def test_more_layers_than_the_reader_has(tiny_reader: Reader) -> None:
+    with pytest.raises(InputError, match="has 4, but num_layers is 5"):
+        ExtensibleEmbedder.from_reader(tiny_reader, 5)
