@@ -67,7 +67,10 @@ class AnswerStream:
                     {
                         **self._generation,
                         "streamer": streamer,
-                        "stopping_criteria": [lambda ids, scores, **_: _all(ids, stopped.is_set())],
+                        "stopping_criteria": [
+                            *self._generation.get("stopping_criteria", ()),
+                            lambda ids, scores, **_: _all(ids, stopped.is_set()),
+                        ],
                     },
                 )
             except BaseException as error:

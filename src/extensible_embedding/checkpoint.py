@@ -92,6 +92,9 @@ class EmbedderHubMixin(ModelHubMixin):
         if push_to_hub:
             _upload(Path(folder), repo_id or Path(folder).resolve().name, **hub)
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save_pretrained(save_directory)
+
     def push_to_hub(
         self,
         repo_id: str,

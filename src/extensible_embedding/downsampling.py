@@ -4,7 +4,7 @@ In: the outputs of one chunk, (L, H), and the scale factor k (tokens per row). O
 (R, H), with R = ceil(L / k): the last partial stride is kept, so that no token is lost. Knows
 nothing of the embedder. A new way of down-sampling is one class with one method.
 
-Paper: arXiv 2402.11577, section 3.2 (strided); arXiv 2401.07793, ablation (random, terminal).
+Paper: arXiv 2402.11577 (strided); arXiv 2401.07793, ablation (random, terminal).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class DownSampling(ABC):
 
 
 class Strided(DownSampling):
-    """The last output of every k (the paper's choice, section 3.2)."""
+    """The last output of every k (the paper's choice)."""
 
     name = "strided"
     nests = True

@@ -4,12 +4,12 @@ In: token ids. Out: rows of the reader's hidden size, one for every k tokens. Th
 first m layers of the reader with its final norm, and a projection P:
 
     row_j = token_embedding(x_jk) + P f(chunk)_jk        (identity residual, P starts at zero)
-    row_j = s f(chunk)_jk                                (the paper's plain form)
+    row_j = s f(chunk)_jk / rms(f(chunk)_jk)             (the paper's plain form, scaled)
 
 It knows nothing of prompts, windows and answers.
 
 Axes: C chunk, L token in chunk, R row, H reader hidden size, E embedder hidden size (here E = H).
-Paper: arXiv 2402.11577, section 3.2.
+Paper: arXiv 2402.11577, extensible embedding.
 """
 
 from __future__ import annotations
@@ -121,8 +121,9 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         return self._plain(hidden)
 
     def _plain(self, hidden: Tensor) -> Tensor:
-        rms = hidden.float().pow(2).mean(-1, keepdim=True).sqrt()
-        return self.output_scale * hidden / rms.mean().detach().clamp_min(1e-6)
+        """Outputs brought to the length of a token embedding, one by one: no other token counts."""
+        rms = hidden.float().pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        return self.output_scale * hidden / rms
 
     def rows(self, token_ids: Tensor, k: int) -> Tensor:
         """Rows (C, R, H) of equally long chunks (C, L), with gradients: what training calls."""

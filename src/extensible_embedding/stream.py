@@ -5,7 +5,7 @@ raw][tail]. When the window is full the oldest raw chunk becomes rows; when rows
 they are read at twice the scale factor; at the largest allowed, the oldest rows go. Memory does not
 grow with the text.
 
-Paper: arXiv 2402.11577, section 3.4 (online use); DESIGN "Online".
+Paper: arXiv 2402.11577, online use.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ContextStream:
         if self.room < 2 * self._chunk:
             raise WindowError(
                 f"A growing context needs room for two chunks of {self._chunk} tokens beside the "
-                f"{reserve_rows} rows kept free, but only {self.room} are left; use a larger window."
+                f"{reserve_rows} rows kept free, but only {self.room} are left; use a larger one."
             )
         self._rows: list[Tensor] = []
         self._recent = torch.empty(0, dtype=torch.long)
@@ -90,7 +90,10 @@ class ContextStream:
         if len(ids) == 0:
             return
         reader.check_ids(ids)
-        for piece in ids.split(self._chunk):
+        while len(ids):
+            # One token more than fits: what is kept depends on the text, not on its pieces.
+            fitting = self.room - self.num_rows - self.num_recent
+            piece, ids = ids[: fitting + 1], ids[fitting + 1 :]
             self._recent = torch.cat([self._recent, piece])
             self.num_tokens += len(piece)
             self._shrink()

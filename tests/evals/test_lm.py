@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from extensible_embedding.evals import lm
 from extensible_embedding.evals.lm import LmRecord, evaluate_lm, write_records
 from extensible_embedding.prompt import language_head
 
-ASKED = {
+ASKED: dict[str, Any] = {
     "scale_factors": [1, 2, 4],
     "context_tokens": [32, 64],
     "target_tokens": 16,
@@ -185,7 +186,7 @@ def test_rows_of_a_context_beyond_the_window_have_no_recovery(
     ],
 )
 def test_bad_arguments_are_refused(
-    evaluate: Evaluate, changed: dict[str, object], message: str | None
+    evaluate: Evaluate, changed: dict[str, Any], message: str | None
 ) -> None:
     if message is None:  # the window is filled to the last row
         assert evaluate(**changed)

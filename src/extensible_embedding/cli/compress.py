@@ -26,7 +26,7 @@ RESERVE_ROWS = 512
 def compress(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Text, .html, .epub, .pdf or .docx files."),
+        typer.Argument(metavar="FILE", help="Text, .html, .epub, .pdf or .docx files."),
     ],
     out: Annotated[
         Path,

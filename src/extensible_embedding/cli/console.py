@@ -73,5 +73,5 @@ def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr()) as bar:
-        task = bar.add_task(description, total=1)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(description, total=1, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

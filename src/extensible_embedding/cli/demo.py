@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -164,6 +163,8 @@ def cache_row_bytes(reader: Reader) -> int:
 
 def peak_bytes() -> int:
     """The most memory that this process has held so far."""
+    import resource  # not on Windows, where the other commands work
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -14,6 +13,9 @@ from ..downsampling import check_scale_factor
 from ..errors import InputError
 from .console import load_embedder, load_reader, progress_bar, stdout
 from .options import RELEASED, EmbedderOption, ReaderOption, parse_k
+
+if TYPE_CHECKING:
+    from ..evals.lm import LmRecord
 
 app = typer.Typer(no_args_is_help=True, help="Measure an embedder.")
 
@@ -33,7 +35,7 @@ def lm(
             help="Texts to evaluate on, a domain each: .parquet files with a column `text`.",
         ),
     ],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -71,10 +73,11 @@ def lm(
     factors = [check_scale_factor(parse_k(part)) for part in _parts(k)]
     lengths = [_positive("--context-tokens", part) for part in _parts(context_tokens)]
     loaded = load_embedder(embedder, load_reader(reader))
-    with progress_bar("Evaluating", "steps") as progress:
+    files = [*data, *(more or [])]
+    with progress_bar("Evaluating", "targets") as progress:
         records = evaluate_lm(
             loaded,
-            [*data, *(more or [])],
+            files,
             methods=_parts(methods),
             scale_factors=factors,
             context_tokens=lengths,
@@ -84,7 +87,14 @@ def lm(
             progress=progress,
         )
     if out is not None:
-        write_records(records, out)
+        asked = {
+            "data": files,
+            "reader": loaded.reader.name,
+            "embedder": embedder,
+            "target_tokens": target_tokens,
+            "seed": seed,
+        }
+        write_records(records, out, configuration=asked)
     stdout().print(records_table(records))
 
 
@@ -101,16 +111,26 @@ def _positive(option: str, text: str) -> int:
     return int(text)
 
 
-def records_table(records: Sequence[Any]) -> Table:
-    """A table with a row for each record (a dataclass) and a column for each of its fields."""
-    names = [field.name for field in dataclasses.fields(records[0])] if records else []
-    table = Table(*(name.replace("_", " ") for name in names))
+def records_table(records: Sequence[LmRecord]) -> Table:
+    """Loss, perplexity and recovery of each record, with 95 percent intervals."""
+    table = Table("domain", "method", "k", "context", "targets", "loss", "perplexity", "recovery")
     for record in records:
-        table.add_row(*(_cell(getattr(record, name)) for name in names))
+        table.add_row(
+            record.domain,
+            record.method,
+            str(record.k),
+            f"{record.context_tokens:,}",
+            str(record.num_targets),
+            f"{record.loss_nats:.3f} [{record.loss_low:.3f}, {record.loss_high:.3f}]",
+            f"{record.perplexity:.2f}",
+            _recovery(record),
+        )
     return table
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
+def _recovery(record: LmRecord) -> str:
+    if record.recovery is None:
+        return "-"
+    if record.recovery_low is None or record.recovery_high is None:
+        return f"{record.recovery:.3f}"
+    return f"{record.recovery:.3f} [{record.recovery_low:.3f}, {record.recovery_high:.3f}]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -58,16 +58,17 @@ def quiet_libraries() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     # The bar of GGUF files is a plain tqdm that no setting of transformers reaches.
-    gguf_bar: Callable[..., Any] = gguf_loading.tqdm
+    names = vars(gguf_loading)
+    gguf_bar = names["tqdm"]
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    setattr(gguf_loading, "tqdm", partial(gguf_bar, disable=True))  # noqa: B010
+    names["tqdm"] = partial(gguf_bar, disable=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        setattr(gguf_loading, "tqdm", gguf_bar)  # noqa: B010
+        names["tqdm"] = gguf_bar
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -27,7 +27,7 @@ Source = Context | Document
 SourcesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE-or-DIR...",
+        metavar="FILE-or-DIR",
         help="Files to read and compress on the way, and folders that `extensible compress` wrote "
         "(or that hold several of those).",
     ),

@@ -6,13 +6,13 @@ goes on exactly. Entry point: `train`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -25,7 +25,7 @@ from .config import TrainConfig
 from .data import Instances, Report, collate, default_cache, tokenize_file
 from .two_stream import TwoStreamModel
 
-RECORD_KEYS = ("tokens", "steps", "seconds")
+RECORD_KEYS = ("tokens", "steps")
 
 
 class TwoStreamTrainer(Trainer):
@@ -54,7 +54,7 @@ class TwoStreamTrainer(Trainer):
 
 
 class TokenCounter(TrainerCallback):
-    """Keeps what the embedder was trained on: predicted tokens, steps, seconds."""
+    """Keeps what the embedder was trained on: predicted tokens and steps."""
 
     def __init__(self, embedder: ExtensibleEmbedder, instances: Instances, config: TrainConfig):
         self.embedder, self.instances, self.config = embedder, instances, config
@@ -151,10 +151,9 @@ def instances(
     cache = Path(config.cache_dir) if config.cache_dir else default_cache()
     paths = (config.eval_data or []) if evaluation else config.data
     per_step = config.batch_size * config.gradient_accumulation_steps
-    world = max(1, math.prod([1]))
     return Instances(
         [tokenize_file(Path(path), reader, cache, report) for path in paths],
-        num_instances=config.eval_instances if evaluation else config.max_steps * per_step * world,
+        num_instances=config.eval_instances if evaluation else config.max_steps * per_step * PartialState().num_processes,
         instance_tokens=config.instance_tokens,
         chunk_tokens=config.chunk_tokens,
         scale_factors=config.scale_factors,

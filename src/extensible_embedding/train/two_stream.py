@@ -11,7 +11,7 @@ Attention is split accordingly, so that no masked pair is computed: `split_atten
 attention of their own (sliding windows, soft caps, sinks) get the same thing as dense masks.
 
 Axes: B instance, N chunk, L token in chunk, R row, S sequence, H hidden size, D head size.
-Paper: arXiv 2402.11577, section 3.3 (two-stream auto-regression).
+Paper: arXiv 2402.11577, two-stream auto-regression.
 """
 
 from __future__ import annotations

@@ -1,0 +1,193 @@
+"""What the reader sees, and the scale factor that makes it fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import byte_tokenizer, make_embedder, tiny_llama
+
+from extensible_embedding import Context, ExtensibleEmbedder, Reader
+from extensible_embedding.errors import InputError, MismatchError, WindowError
+from extensible_embedding.prompt import (
+    Prompt,
+    choose_k,
+    fit,
+    language_head,
+    question_prompt,
+    smallest_k,
+    text_prompt,
+)
+
+
+@pytest.fixture
+def context(tiny_embedder: ExtensibleEmbedder, text: str) -> Context:
+    return tiny_embedder.compress(text, k=2)
+
+
+@pytest.fixture
+def plain_reader() -> Reader:
+    return Reader(tiny_llama(), byte_tokenizer(chat=False), name="tiny")
+
+
+def shown(reader: Reader, prompt: Prompt) -> str:
+    """The prompt as text with special tokens; at k=1 rows are tokens."""
+    parts = [part.token_ids if isinstance(part, Context) else part for part in prompt.parts]
+    return str(reader.tokenizer.decode(torch.cat(parts).tolist()))
+
+
+def test_order_is_head_rows_tail(tiny_reader: Reader, context: Context) -> None:
+    prompt = text_prompt(tiny_reader, [context], "tail")
+    embeds = prompt.embeds(tiny_reader, 4)
+    expected = [
+        tiny_reader.embed_tokens(torch.tensor([256])),
+        context.at(4).rows,
+        tiny_reader.embed_tokens(tiny_reader.encode("tail")),
+    ]
+    assert torch.equal(embeds, torch.cat(expected))
+    assert len(embeds) == prompt.num_rows(4)
+
+
+@pytest.mark.parametrize("room", range(60, 500, 20))
+def test_auto_is_the_smallest_that_fits(
+    tiny_reader: Reader, context: Context, room: int
+) -> None:
+    prompt = text_prompt(tiny_reader, [context], "tail")
+    k = choose_k(prompt, room)
+    assert prompt.num_rows(k) == len(prompt.embeds(tiny_reader, k)) <= room
+    smaller = [1, *range(context.k, k, context.k)][: None if k > 1 else 0]
+    assert all(prompt.num_rows(each) > room for each in smaller)
+    assert fit(prompt, "auto", room) == k
+
+
+@pytest.mark.parametrize("room", [40, 44, 50, 60, 100, 150])
+def test_too_small_a_k_is_refused_with_one_that_fits(
+    tiny_reader: Reader, context: Context, room: int
+) -> None:
+    prompt = text_prompt(tiny_reader, [context], "tail")
+    with pytest.raises(WindowError, match=r"k=2 it takes \d+; k=\d+ would fit") as caught:
+        fit(prompt, 2, room)
+    k = caught.value.smallest_k
+    assert k is not None
+    assert fit(prompt, k, room) == k
+    assert len(prompt.embeds(tiny_reader, k)) <= room
+    assert all(prompt.num_rows(each) > room for each in range(2, k, 2))
+
+
+def test_auto_beyond_the_largest_allowed_names_what_would_fit(
+    tiny_reader: Reader, context: Context
+) -> None:
+    import dataclasses
+
+    limited = dataclasses.replace(context, max_k=4)
+    prompt = text_prompt(tiny_reader, [limited], "tail")
+    with pytest.raises(WindowError, match="at k=4, the largest allowed") as caught:
+        choose_k(prompt, 80)
+    assert caught.value.smallest_k is not None
+    assert len(prompt.embeds(tiny_reader, caught.value.smallest_k)) <= 80
+
+
+def test_when_nothing_fits_the_error_says_so(tiny_reader: Reader, context: Context) -> None:
+    prompt = text_prompt(tiny_reader, [context], "tail")
+    for k in (2, "auto"):
+        with pytest.raises(WindowError, match="no k would fit, give less text") as caught:
+            fit(prompt, k, 5)
+        assert caught.value.smallest_k is None
+
+
+def test_rows_that_do_not_nest_are_read_raw_or_as_made(tiny_reader: Reader, text: str) -> None:
+    context = make_embedder(tiny_reader, down_sampling="terminal").compress(text, k=4)
+    prompt = text_prompt(tiny_reader, [context])
+    assert choose_k(prompt, prompt.num_rows(1)) == 1
+    assert choose_k(prompt, prompt.num_rows(1) - 1) == 4
+    with pytest.raises(WindowError, match="no k would fit"):
+        choose_k(prompt, prompt.num_rows(4) - 1)
+
+
+def test_contexts_of_different_k_are_read_at_a_common_multiple(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder, text: str
+) -> None:
+    contexts = [tiny_embedder.compress(text, k=k) for k in (2, 3)]
+    prompt = text_prompt(tiny_reader, contexts)
+    assert choose_k(prompt, prompt.num_rows(1) - 1) == 6
+    assert len(prompt.embeds(tiny_reader, 6)) == prompt.num_rows(6)
+    assert choose_k(prompt, prompt.num_rows(12)) == 12
+
+
+def test_several_contexts_have_titles_raw(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder
+) -> None:
+    one = tiny_embedder.compress("first text", k=2, title="One")
+    two = tiny_embedder.compress("second text", k=2, title="Two")
+    prompt = question_prompt(tiny_reader, [one, two], "Who?")
+    assert shown(tiny_reader, prompt) == (
+        "<s>user\nDocument: One\nfirst text\n\nDocument: Two\nsecond text\n\nWho?</s>\n"
+        "<s>assistant\n"
+    )
+    assert prompt.contexts == [one, two]
+
+
+def test_a_single_context_has_no_title(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder
+) -> None:
+    one = tiny_embedder.compress("first text", k=2, title="One")
+    prompt = question_prompt(tiny_reader, [one], "Who?")
+    assert shown(tiny_reader, prompt) == (
+        "<s>user\nfirst text\n\nWho?</s>\n<s>assistant\n"
+    )
+
+
+def test_history_comes_before_the_question(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder
+) -> None:
+    one = tiny_embedder.compress("text", k=2)
+    prompt = question_prompt(tiny_reader, [one], "And now?", [("Who?", "She."), ("Why?", "Hm.")])
+    assert shown(tiny_reader, prompt) == (
+        "<s>user\ntext\n\nWho?</s>\n<s>assistant\nShe.</s>\n<s>user\nWhy?</s>\n"
+        "<s>assistant\nHm.</s>\n<s>user\nAnd now?</s>\n<s>assistant\n"
+    )
+
+
+def test_without_a_chat_template(plain_reader: Reader) -> None:
+    context = make_embedder(plain_reader).compress("text", k=2)
+    prompt = question_prompt(plain_reader, [context], "And now?", [("Who?", "She.")])
+    assert shown(plain_reader, prompt) == (
+        "<s>text\n\nQuestion: Who?\nAnswer: She.\n\nQuestion: And now?\nAnswer:"
+    )
+
+
+def test_the_head_is_one_token_and_never_doubled(tiny_reader: Reader, context: Context) -> None:
+    assert language_head(tiny_reader).tolist() == [256]
+    assert text_prompt(tiny_reader, [context]).parts[0].tolist() == [256]
+    ids = question_prompt(tiny_reader, [context], "Who?").parts[0]
+    assert ids[0] == 256
+    assert ids[1] != 256
+
+
+def test_an_empty_question_is_refused(tiny_reader: Reader, context: Context) -> None:
+    with pytest.raises(InputError, match="this one is empty"):
+        question_prompt(tiny_reader, [context], " \n")
+
+
+def test_rows_for_another_reader_are_refused(context: Context) -> None:
+    other = Reader(tiny_llama(seed=1), byte_tokenizer(), name="other")
+    with pytest.raises(MismatchError, match="fingerprint"):
+        text_prompt(other, [context]).embeds(other, 2)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16, 100, 1000])
+@pytest.mark.parametrize("room", [70, 200, 1000])
+def test_smallest_k_to_compress_at_is_that(
+    tiny_embedder: ExtensibleEmbedder, num_tokens: int, room: int
+) -> None:
+    k = smallest_k(num_tokens, room=room, chunk_tokens=16, max_k=16)
+    ids = torch.zeros(num_tokens, dtype=torch.long)
+    assert tiny_embedder.compress(ids, k=k).num_rows <= room
+    assert k == 1 or tiny_embedder.compress(ids, k=k - 1).num_rows > room
+
+
+def test_smallest_k_beyond_the_largest_allowed() -> None:
+    with pytest.raises(WindowError, match="k=8 would fit") as caught:
+        smallest_k(1600, room=200, chunk_tokens=16, max_k=4)
+    assert caught.value.smallest_k == 8
+    with pytest.raises(WindowError, match="not at any k"):
+        smallest_k(1600, room=99, chunk_tokens=16, max_k=16)
