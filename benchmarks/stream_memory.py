@@ -1,7 +1,7 @@
 """Memory and window of a context that grows: does it stay flat?
 
-Reads a text over and over into a `ContextStream` on the real reader and prints one JSON line each
-50,000 tokens: tokens read, rows, raw tokens, scale factor, tokens dropped, resident memory, tokens/s.
+Reads a text over and over into a `ContextStream` on the real reader and prints a JSON line each
+50,000 tokens: tokens read, rows, raw tokens, scale factor, tokens dropped, memory, tokens/s.
 
     python benchmarks/stream_memory.py --tokens 1000000
 """

@@ -58,9 +58,7 @@ def test_an_answer_is_greedy_over_the_prompts_embeddings(
 
 
 @pytest.mark.parametrize("k", [1, 4, 16, "auto"])
-def test_a_stream_is_the_whole_answer(
-    tiny_reader: Reader, context: Context, k: int | str
-) -> None:
+def test_a_stream_is_the_whole_answer(tiny_reader: Reader, context: Context, k: int | str) -> None:
     stream = streamed(tiny_reader, context, k=k, max_new_tokens=24)
     answer = whole(tiny_reader, context, k=k, max_new_tokens=24)
     assert stream.ttft_s is None
@@ -79,9 +77,7 @@ def test_leaving_the_loop_early_stops_the_thread(tiny_reader: Reader, context: C
         return torch.zeros(len(ids), dtype=torch.bool)
 
     pieces = iter(
-        streamed(
-            tiny_reader, context, max_new_tokens=250, stopping_criteria=[count], **KEEP_GOING
-        )
+        streamed(tiny_reader, context, max_new_tokens=250, stopping_criteria=[count], **KEEP_GOING)
     )
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]

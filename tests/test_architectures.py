@@ -168,6 +168,19 @@ def test_compress_read_save_load(
     assert torch.equal(loaded.compress(token_ids, k=4).rows, context.rows)
 
 
+def test_a_batch_is_the_single_answers(
+    reader: Reader, embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    """Padding on the left moves neither positions nor sliding windows."""
+    contexts = [embedder.compress(token_ids[:n], k=4) for n in (50, 20)]
+    questions = ["Who?", "Why was that?"]
+    batch = reader.answers(contexts, questions, k=4, max_new_tokens=4)
+    assert batch == [
+        reader.answer(context, question, k=4, max_new_tokens=4)
+        for context, question in zip(contexts, questions, strict=True)
+    ]
+
+
 def test_training_step(reader: Reader, embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
     before = {name: weight.clone() for name, weight in reader.model.state_dict().items()}
     model = TwoStreamModel(embedder).train()
@@ -212,8 +225,6 @@ def test_which_readers_split() -> None:
     split = {
         name
         for name in ARCHITECTURES
-        if can_split(
-            Reader(AutoModelForCausalLM.from_config(tiny_config(name)), byte_tokenizer())
-        )
+        if can_split(Reader(AutoModelForCausalLM.from_config(tiny_config(name)), byte_tokenizer()))
     }
     assert split == {"llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "smollm3", "granite"}

@@ -30,9 +30,7 @@ def test_rows_are_the_ceiling_in_every_chunk(
     assert context.rows.isfinite().all()
 
 
-def test_rows_are_the_strided_outputs(
-    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
-) -> None:
+def test_rows_are_the_strided_outputs(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
     """Chunk 4 has seven tokens: its row for the last partial stride is kept."""
     context = tiny_embedder.compress(token_ids, k=4)
     with torch.inference_mode():

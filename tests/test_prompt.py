@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import byte_tokenizer, make_embedder, tiny_llama
@@ -48,9 +50,7 @@ def test_order_is_head_rows_tail(tiny_reader: Reader, context: Context) -> None:
 
 
 @pytest.mark.parametrize("room", range(60, 500, 20))
-def test_auto_is_the_smallest_that_fits(
-    tiny_reader: Reader, context: Context, room: int
-) -> None:
+def test_auto_is_the_smallest_that_fits(tiny_reader: Reader, context: Context, room: int) -> None:
     prompt = text_prompt(tiny_reader, [context], "tail")
     k = choose_k(prompt, room)
     assert prompt.num_rows(k) == len(prompt.embeds(tiny_reader, k)) <= room
@@ -76,8 +76,6 @@ def test_too_small_a_k_is_refused_with_one_that_fits(
 def test_auto_beyond_the_largest_allowed_names_what_would_fit(
     tiny_reader: Reader, context: Context
 ) -> None:
-    import dataclasses
-
     limited = dataclasses.replace(context, max_k=4)
     prompt = text_prompt(tiny_reader, [limited], "tail")
     with pytest.raises(WindowError, match="at k=4, the largest allowed") as caught:
@@ -131,9 +129,7 @@ def test_a_single_context_has_no_title(
 ) -> None:
     one = tiny_embedder.compress("first text", k=2, title="One")
     prompt = question_prompt(tiny_reader, [one], "Who?")
-    assert shown(tiny_reader, prompt) == (
-        "<s>user\nfirst text\n\nWho?</s>\n<s>assistant\n"
-    )
+    assert shown(tiny_reader, prompt) == ("<s>user\nfirst text\n\nWho?</s>\n<s>assistant\n")
 
 
 def test_history_comes_before_the_question(

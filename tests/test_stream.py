@@ -67,7 +67,9 @@ def test_recent_text_is_raw_and_older_text_is_rows(
     old = tiny_embedder.compress(token_ids[: 100 - recent], k=stream.k)
     assert stream.k == 2
     torch.testing.assert_close(embeds[1 : 1 + stream.num_rows], old.rows, rtol=1e-5, atol=1e-6)
-    assert torch.equal(embeds[1 + stream.num_rows :], reader.embed_tokens(token_ids[100 - recent : 100]))
+    assert torch.equal(
+        embeds[1 + stream.num_rows :], reader.embed_tokens(token_ids[100 - recent : 100])
+    )
 
 
 def test_rows_coarsen_to_what_compressing_at_that_k_gives(

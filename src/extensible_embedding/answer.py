@@ -57,7 +57,7 @@ class AnswerStream:
 
     def __iter__(self) -> Iterator[str]:
         start, failure, stopped = time.monotonic(), [], threading.Event()
-        streamer = TextIteratorStreamer(self._reader.tokenizer, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+        streamer = TextIteratorStreamer(self._reader.tokenizer, skip_special_tokens=True)
 
         def run() -> None:
             try:
@@ -75,7 +75,7 @@ class AnswerStream:
                 )
             except BaseException as error:
                 failure.append(error)
-                streamer.end()  # type: ignore[no-untyped-call]
+                streamer.end()
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
@@ -248,7 +248,7 @@ def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any])
     longest = max(len(part) for part in embeds)
     inputs = torch.stack([_pad_left(part, longest) for part in embeds])  # (B, S, H)
     mask = torch.tensor([[0] * (longest - len(part)) + [1] * len(part) for part in embeds])
-    output = reader.model.generate(  # type: ignore[operator]
+    output = reader.model.generate(
         inputs_embeds=inputs,
         attention_mask=mask.to(reader.device),
         pad_token_id=_pad_id(reader),

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from .checkpoint import EmbedderHubMixin
 from .chunks import chunk_spans, pad_chunks
 from .context import Context
-from .downsampling import check_scale_factor, down_sampling
+from .downsampling import check_scale_factor, down_sampling, num_rows
 from .errors import InputError
 from .reader import Reader
 
@@ -117,7 +117,8 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         tokens = self.reader.embed_tokens(token_ids).float()
         hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
         if self.config.residual:
-            return tokens + self.projection(hidden)  # (C, L, H)
+            outputs: Tensor = tokens + self.projection(hidden)  # (C, L, H)
+            return outputs
         return self._plain(hidden)
 
     def _plain(self, hidden: Tensor) -> Tensor:
@@ -159,14 +160,18 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         token_ids = self.reader.encode(text) if isinstance(text, str) else _as_ids(text)
         self._check(token_ids, check_scale_factor(k))
         spans = chunk_spans(len(token_ids), self.config.chunk_tokens)
-        rows: list[Tensor] = []
+        # One block from the start: small pieces, kept among freed batches, would hold on to memory.
+        count = sum(num_rows(end - start, k) for start, end in spans)
+        rows, done = torch.empty(count, self.reader.hidden_size, dtype=self.reader.dtype), 0
         for first in range(0, len(spans), batch_chunks):
             batch = spans[first : first + batch_chunks]
-            rows += self._batch_rows(token_ids, batch, k)
+            made = torch.cat(self._batch_rows(token_ids, batch, k))
+            rows[done : done + len(made)] = made
+            done += len(made)
             if progress is not None:
                 progress(batch[-1][1], len(token_ids))
         return Context(
-            rows=torch.cat(rows),
+            rows=rows,
             token_ids=token_ids.cpu(),
             k=k,
             chunk_tokens=self.config.chunk_tokens,
@@ -232,7 +237,7 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> nn.Module:
         for name, weight in model.get_decoder().state_dict().items()
         if name in decoder.state_dict() and weight.shape == decoder.state_dict()[name].shape
     }
-    width = model.get_input_embeddings().weight.shape[-1]
+    width = int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[index,arg-type]
     decoder.set_input_embeddings(nn.Embedding(1, width))  # type: ignore[operator]
     missing = set(decoder.state_dict()) - set(source) - _embedding_names(decoder)
     assert not missing, f"layers of the reader were not found: {sorted(missing)}"

@@ -108,7 +108,8 @@ class Reader(AnswerMixin):
                 f"{label!r} cannot be loaded as a causal language model ({reason}); give a hub id, "
                 "a folder of transformers or a .gguf file."
             ) from error
-        return cls(model.to(device), tokenizer, window=window, name=label)
+        model.to(device)  # type: ignore[arg-type]
+        return cls(model, tokenizer, window=window, name=label)
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +119,8 @@ class Reader(AnswerMixin):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, hence of the rows that are read."""
-        return self.model.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
 
     @property
     def hidden_size(self) -> int:

@@ -14,7 +14,8 @@ import torch
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError, StorageError
 from extensible_embedding.evals import lm
-from extensible_embedding.evals.lm import LmRecord, evaluate_lm, write_records
+from extensible_embedding.evals.lm import evaluate_lm
+from extensible_embedding.evals.records import LmRecord, write_records
 from extensible_embedding.prompt import language_head
 
 ASKED: dict[str, Any] = {

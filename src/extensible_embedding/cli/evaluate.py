@@ -15,7 +15,7 @@ from .console import load_embedder, load_reader, progress_bar, stdout
 from .options import RELEASED, EmbedderOption, ReaderOption, parse_k
 
 if TYPE_CHECKING:
-    from ..evals.lm import LmRecord
+    from ..evals.records import LmRecord
 
 app = typer.Typer(no_args_is_help=True, help="Measure an embedder.")
 
@@ -68,7 +68,8 @@ def lm(
 
     Compares the loss on the same targets without context, after raw context and after rows.
     """
-    from ..evals.lm import evaluate_lm, write_records
+    from ..evals.lm import evaluate_lm
+    from ..evals.records import write_records
 
     factors = [check_scale_factor(parse_k(part)) for part in _parts(k)]
     lengths = [_positive("--context-tokens", part) for part in _parts(context_tokens)]

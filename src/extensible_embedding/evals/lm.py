@@ -15,19 +15,11 @@ negative number is harmful. It knows nothing of training and of questions.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import platform
 import re
-import subprocess
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +29,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._version import __version__
 from ..context import Context
 from ..downsampling import check_scale_factor, down_sampling, num_rows
 from ..embedder import ExtensibleEmbedder
-from ..errors import InputError, StorageError
+from ..errors import InputError
 from ..prompt import Prompt, language_head
 from ..reader import Reader
+from .records import MEAN, LmRecord
 
 METHODS = ("none", "raw", "extensible")
-MEAN = "mean"
-"""Domain of the records that average all domains."""
 
 Progress = Callable[[int, int], None]
 """Called with (targets done, targets in all)."""
@@ -55,35 +45,6 @@ Progress = Callable[[int, int], None]
 _RESAMPLES = 1000
 _GENEROUS_CHARS_PER_TOKEN = 8
 _USUAL_CHARS_PER_TOKEN = 4
-_VERSIONED = ("torch", "transformers", "numpy", "safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LmRecord:
-    """How well one domain is predicted by one method; intervals are bootstrap, 95 percent."""
-
-    domain: str
-    """Of the documents, or "mean": the unweighted mean over domains."""
-    method: str
-    """none, raw or extensible."""
-    k: int
-    """Tokens per row; 1 for raw, 0 for none."""
-    context_tokens: int
-    """Tokens before the target; 0 for none."""
-    num_targets: int
-    """Targets that the losses are a mean of."""
-    loss_nats: float
-    """Mean loss of a target token."""
-    loss_low: float
-    loss_high: float
-    perplexity: float
-    """exp of the loss."""
-    recovery: float | None
-    """See the module; None where raw text does not fit the window, or wins nothing at all."""
-    recovery_low: float | None
-    recovery_high: float | None
-    target_loss_nats: list[float]
-    """Mean loss of each target, in the order drawn: the same targets for every method."""
 
 
 @dataclass(frozen=True)
@@ -402,105 +363,3 @@ def _recovery(losses: _Losses, reading: _Reading) -> NDArray[np.float64]:
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def write_records(
-    records: Sequence[LmRecord],
-    out: Path,
-    *,
-    configuration: Mapping[str, object] | None = None,
-) -> None:
-    """Writes records as JSON, whole or not at all, with what made them.
-
-    Args:
-        records: from `evaluate_lm`.
-        out: the file; it is replaced if it exists.
-        configuration: what the evaluation was called with; anything JSON or text can hold.
-
-    Raises:
-        StorageError: the disk is full or not writable.
-    """
-    report = {
-        "configuration": dict(configuration or {}),
-        "versions": _versions(),
-        "hardware": _hardware(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_commit": _git_commit(),
-        "records": [_without(record, "target_loss_nats") for record in records],
-        "target_loss_nats": [_target_rows(record) for record in records if record.domain != MEAN],
-    }
-    text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
-    _write_whole(Path(out), text)
-
-
-def _without(record: LmRecord, name: str) -> dict[str, object]:
-    row = dataclasses.asdict(record)
-    del row[name]
-    return row
-
-
-def _target_rows(record: LmRecord) -> dict[str, object]:
-    """What scoring can be rerun from."""
-    names = ("domain", "method", "k", "context_tokens", "target_loss_nats")
-    return {name: getattr(record, name) for name in names}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "extensible-embedding": __version__}
-    return found | {name: version(name) for name in _VERSIONED}
-
-
-def _hardware() -> dict[str, object]:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    return {
-        "machine": platform.platform(),
-        "cpu": _cpu_name(),
-        "num_cpus": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
-        "accelerator": str(accelerator) if accelerator else None,
-        "gpus": gpus,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    """Commit of the source tree that this runs from; None where it is installed."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _write_whole(out: Path, text: str) -> None:
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        raise StorageError(
-            f"Saving needs a writable place with room, but {str(out)!r} cannot be written "
-            f"({error}); free some space or choose another file."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -13,8 +13,10 @@ from pathlib import Path
 from .._version import __version__
 from ..checkpoint import WEIGHTS
 from ..embedder import ExtensibleEmbedder
-from .lm import MEAN, LmRecord, Progress, evaluate_lm, provenance
+from .lm import Progress, evaluate_lm
+from .records import MEAN, LmRecord, provenance
 
+_NAMES = {"none": "no context", "raw": "raw context"}
 _COST_K = 4
 _COST_TARGETS = 4
 

@@ -135,9 +135,9 @@ def config_from(values: dict[str, Any]) -> TrainConfig:
     for name in ("output_dir", "data"):
         if name not in values:
             raise ConfigError(f"A configuration has `{name}`, but it is missing; add it.")
-    for key, value in values.items():
-        values[key] = _typed(key, value, str(fields[key].type))
-    return TrainConfig(**values)
+    return TrainConfig(
+        **{key: _typed(key, value, str(fields[key].type)) for key, value in values.items()}
+    )
 
 
 def _typed(key: str, value: Any, kind: str) -> Any:
@@ -153,7 +153,7 @@ def _typed(key: str, value: Any, kind: str) -> Any:
             return [_typed(key, each, item) for each in value]
         if base == "float" and not isinstance(value, bool):
             return float(value)
-        expected = {"int": int, "str": str, "bool": bool}[base]
+        expected = {"int": int, "str": str, "bool": bool, "float": float}[base]
         if type(value) is not expected:
             raise TypeError
     except (TypeError, ValueError):

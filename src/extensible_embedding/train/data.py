@@ -58,10 +58,10 @@ def read_texts(path: Path) -> Iterator[str]:
                 yield from (str(json.loads(line)["text"]) for line in lines if line.strip())
         else:
             yield path.read_text(encoding="utf-8")
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(
-            f"Training data are parquet or JSONL with a field `text`, or UTF-8 text, but {str(path)!r} "
-            f"cannot be read so ({error}); convert it first."
+            "Training data are parquet or JSONL with a field `text`, or UTF-8 text, but "
+            f"{str(path)!r} cannot be read so ({error}); convert it first."
         ) from error
 
 

@@ -6,6 +6,7 @@ goes on exactly. Entry point: `train`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint import load_weights, own_weights
 from ..embedder import EmbedderConfig, ExtensibleEmbedder
@@ -40,6 +40,15 @@ class TwoStreamTrainer(Trainer):
             embedder = self.accelerator.unwrap_model(self.model).embedder
             self.optimizer = make_optimizer(embedder, self.config)
         return self.optimizer
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss alone; transformers computes none for a batch without `labels`."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        assert isinstance(loss, Tensor)
+        return loss.detach(), None, None
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -151,9 +160,10 @@ def instances(
     cache = Path(config.cache_dir) if config.cache_dir else default_cache()
     paths = (config.eval_data or []) if evaluation else config.data
     per_step = config.batch_size * config.gradient_accumulation_steps
+    training = config.max_steps * per_step * PartialState().num_processes
     return Instances(
         [tokenize_file(Path(path), reader, cache, report) for path in paths],
-        num_instances=config.eval_instances if evaluation else config.max_steps * per_step * PartialState().num_processes,
+        num_instances=config.eval_instances if evaluation else training,
         instance_tokens=config.instance_tokens,
         chunk_tokens=config.chunk_tokens,
         scale_factors=config.scale_factors,
@@ -236,8 +246,20 @@ def train(
 
 
 def last_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint folder that is whole, or None."""
-    if not Path(output_dir).is_dir():
-        return None
-    found: str | None = get_last_checkpoint(output_dir)
-    return found
+    """The newest checkpoint folder that is whole, or None; a killed run may leave half of one."""
+    found = {int(path.name.rpartition("-")[2]): path for path in _checkpoints(output_dir)}
+    whole = [step for step, path in found.items() if _is_whole(path)]
+    return str(found[max(whole)]) if whole else None
+
+
+def _checkpoints(output_dir: str) -> list[Path]:
+    folders = Path(output_dir).glob("checkpoint-*")
+    return [path for path in folders if path.name.removeprefix("checkpoint-").isdecimal()]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its last file, trainer_state.json, was written to the end."""
+    try:
+        return isinstance(json.loads((checkpoint / "trainer_state.json").read_text("utf-8")), dict)
+    except (OSError, ValueError):
+        return False

@@ -152,20 +152,22 @@ class FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, reader: Reader) -> Tensor:
         """Loss (scalar) of hidden states (T, H) and labels (T,)."""
+        wanted = ctx.needs_input_grad[0]
         gradient, total = torch.empty_like(hidden), hidden.new_zeros((), dtype=torch.float32)
         for first in range(0, len(labels), _HEAD_BLOCK):
             part = slice(first, first + _HEAD_BLOCK)
-            with torch.enable_grad():
-                block = hidden[part].detach().requires_grad_()
+            with torch.set_grad_enabled(wanted):
+                block = hidden[part].detach().requires_grad_(wanted)
                 logits = reader.logits(block).float()
                 loss = nn.functional.cross_entropy(logits, labels[part], reduction="sum")
-            gradient[part] = torch.autograd.grad(loss, block)[0]
+            if wanted:
+                gradient[part] = torch.autograd.grad(loss, block)[0]
             total += loss.detach()
         ctx.save_for_backward(gradient.div_(len(labels)))
         return total / len(labels)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         """Gradient (T, H) of the hidden states."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output.to(gradient.dtype), None, None
@@ -289,7 +291,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
     """Attention of the last t keys' queries (B, key heads, group, t, D) on all keys so far."""
     group, length = query.shape[2:4]
     bias = _causal_bias(group, length, key.shape[-2], query.dtype, query.device)
-    output = nn.functional.scaled_dot_product_attention(
+    output: Tensor = nn.functional.scaled_dot_product_attention(
         query.flatten(2, 3), key, value, attn_mask=bias, scale=scaling
     )
     return output.unflatten(2, (group, length))

@@ -1,0 +1,98 @@
+"""Makes the released embedder: int8 weights, measured, with model card and README figures.
+
+    python scripts/release.py runs/stage1/embedder --num-targets 16 \
+        --data books-eval.parquet code-eval.parquet docs-eval.parquet
+
+Writes the package's released embedder, docs/results/release.json, and the blocks between
+`numbers:begin` and `numbers:end` in README.md and docs/training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.evals.records import LmRecord, provenance, write_records
+from extensible_embedding.evals.release import recovery_table, release
+from extensible_embedding.released import RELEASED_FOLDER
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "release.json"
+_BLOCK = re.compile(r"(<!-- numbers:begin -->\n).*?(<!-- numbers:end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Measures, writes and fills in."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("embedder", type=Path)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--num-targets", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    reader = Reader.from_pretrained()
+    embedder = ExtensibleEmbedder.from_pretrained(options.embedder, reader)
+    command = public_command(sys.argv)
+    with Progress() as bar:
+        task = bar.add_task("targets", total=None)
+        records = release(
+            embedder,
+            RELEASED_FOLDER,
+            options.data,
+            num_targets=options.num_targets,
+            seed=options.seed,
+            command=command,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    write_records(records, RESULTS, configuration={"command": command})
+    fill("README.md", readme_block(records, embedder, command))
+    fill("docs/training.md", training_block(embedder))
+
+
+def public_command(words: Sequence[str]) -> str:
+    """The command without the folders of this machine."""
+    names = [Path(word).name if word.endswith(".parquet") else word for word in words]
+    return shlex.join(["python", "scripts/release.py", *names[1:]])
+
+
+def readme_block(records: Sequence[LmRecord], embedder: ExtensibleEmbedder, command: str) -> str:
+    """Recovery of the release, and how it was measured."""
+    facts, tokens = provenance(), embedder.training_record.get("tokens", 0)
+    targets = next(record.num_targets for record in records)
+    return f"""\
+Recovery of the released embedder ({tokens:,} training tokens; 1 is as good as raw text at 1/k of
+its rows, 0 useless), 1,024 context tokens before each target, {targets} targets a domain, bootstrap
+95% interval in brackets:
+
+{recovery_table(records)}
+
+`{command}`, {facts["date"]}, commit {facts["commit"]}, {facts["hardware"]}. Losses and
+the cost of int8: [model card](src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
+"""
+
+
+def training_block(embedder: ExtensibleEmbedder) -> str:
+    """What the released embedder was trained on."""
+    record = embedder.training_record
+    return f"""\
+The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
+{record.get("steps", 0):,} steps of `configs/stage1.yaml`. Losses, recovery and how they were
+measured: [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
+"""
+
+
+def fill(name: str, block: str) -> None:
+    """Puts text between the markers of a file."""
+    path = ROOT / name
+    text = _BLOCK.sub(lambda found: found[1] + block + found[2], path.read_text("utf-8"))
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Records of evaluations: what was measured, and what it depends on.
+
+In: losses that were scored. Out: records, one JSON file of them with configuration, versions,
+hardware, date and commit. Knows nothing of how anything is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .._version import __version__
+from ..errors import StorageError
+
+MEAN = "mean"
+"""Domain of the records that average all domains."""
+
+_VERSIONED = ("torch", "transformers", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmRecord:
+    """How well one domain is predicted by one method; intervals are bootstrap, 95 percent."""
+
+    domain: str
+    """Of the documents, or "mean": the unweighted mean over domains."""
+    method: str
+    """none, raw or extensible."""
+    k: int
+    """Tokens per row; 1 for raw, 0 for none."""
+    context_tokens: int
+    """Tokens before the target; 0 for none."""
+    num_targets: int
+    """Targets that the losses are a mean of."""
+    loss_nats: float
+    """Mean loss of a target token."""
+    loss_low: float
+    loss_high: float
+    perplexity: float
+    """exp of the loss."""
+    recovery: float | None
+    """See the module; None where raw text does not fit the window, or wins nothing at all."""
+    recovery_low: float | None
+    recovery_high: float | None
+    target_loss_nats: list[float]
+    """Mean loss of each target, in the order drawn: the same targets for every method."""
+
+
+def write_records(
+    records: Sequence[LmRecord],
+    out: Path,
+    *,
+    configuration: Mapping[str, object] | None = None,
+) -> None:
+    """Writes records as JSON, whole or not at all, with what made them.
+
+    Args:
+        records: from `evaluate_lm`.
+        out: the file; it is replaced if it exists.
+        configuration: what the evaluation was called with; anything JSON or text can hold.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    report = {
+        "configuration": dict(configuration or {}),
+        **environment(),
+        "records": [_without(record, "target_loss_nats") for record in records],
+        "target_loss_nats": [_target_rows(record) for record in records if record.domain != MEAN],
+    }
+    text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
+    _write_whole(Path(out), text)
+
+
+def environment() -> dict[str, object]:
+    """What a figure depends on beside its configuration: versions, hardware, date, commit."""
+    return {
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": _git_commit(),
+    }
+
+
+def provenance() -> dict[str, str]:
+    """`environment` in words, for a document: date, commit, hardware, versions."""
+    names = _versions()
+    commit = (_git_commit() or "unknown").removesuffix("-dirty")
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit[:12],
+        "hardware": f"{_cpu_name()}, {torch.get_num_threads()} threads",
+        "versions": ", ".join(f"{name} {number}" for name, number in names.items()),
+    }
+
+
+def _without(record: LmRecord, name: str) -> dict[str, object]:
+    row = dataclasses.asdict(record)
+    del row[name]
+    return row
+
+
+def _target_rows(record: LmRecord) -> dict[str, object]:
+    """What scoring can be rerun from."""
+    names = ("domain", "method", "k", "context_tokens", "target_loss_nats")
+    return {name: getattr(record, name) for name in names}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "extensible-embedding": __version__}
+    return found | {name: version(name) for name in _VERSIONED}
+
+
+def _hardware() -> dict[str, object]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "accelerator": str(accelerator) if accelerator else None,
+        "gpus": gpus,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree that this runs from; None where it is installed."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_whole(out: Path, text: str) -> None:
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except OSError as error:
+        raise StorageError(
+            f"Saving needs a writable place with room, but {str(out)!r} cannot be written "
+            f"({error}); free some space or choose another file."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
