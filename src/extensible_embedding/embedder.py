@@ -237,7 +237,7 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> nn.Module:
         for name, weight in model.get_decoder().state_dict().items()
         if name in decoder.state_dict() and weight.shape == decoder.state_dict()[name].shape
     }
-    width = int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[index,arg-type]
+    width = int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
     decoder.set_input_embeddings(nn.Embedding(1, width))  # type: ignore[operator]
     missing = set(decoder.state_dict()) - set(source) - _embedding_names(decoder)
     assert not missing, f"layers of the reader were not found: {sorted(missing)}"

@@ -294,7 +294,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
     output: Tensor = nn.functional.scaled_dot_product_attention(
         query.flatten(2, 3), key, value, attn_mask=bias, scale=scaling
     )
-    return output.unflatten(2, (group, length))
+    unfolded: Tensor = output.unflatten(2, (group, length))
+    return unfolded
 
 
 @lru_cache(maxsize=64)
