@@ -1,4 +1,4 @@
-"""Every kind of reader: compress, train a step, read, save, load; exactness where it is promised."""
+"""Every kind of reader: compress, train a step, read, save, load, and exact where promised."""
 
 from __future__ import annotations
 

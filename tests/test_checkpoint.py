@@ -14,7 +14,7 @@ from conftest import make_embedder
 from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file
 
-from extensible_embedding import ExtensibleEmbedder, InputError, Reader
+from extensible_embedding import CheckpointError, ExtensibleEmbedder, InputError, Reader
 from extensible_embedding.checkpoint import CONFIG, MODEL_CARD, WEIGHTS, own_weights
 
 IDS = list(range(40))
@@ -248,3 +248,17 @@ def test_only_our_files_are_downloaded(
         "token": "t",
         "allow_patterns": [CONFIG, WEIGHTS, MODEL_CARD],
     }
+
+
+def test_a_diverged_embedder_does_not_replace_a_good_one(
+    tmp_path: Path, tiny_reader: Reader
+) -> None:
+    embedder = make_embedder(tiny_reader)
+    embedder.save_pretrained(tmp_path / "e")
+    fingerprint = embedder.fingerprint
+    with torch.no_grad():
+        next(iter(own_weights(embedder).values())).view(-1)[0] = float("nan")
+    with pytest.raises(CheckpointError, match="the embedder to save has NaN"):
+        embedder.save_pretrained(tmp_path / "e")
+    loaded = ExtensibleEmbedder.from_pretrained(tmp_path / "e", tiny_reader)
+    assert loaded.fingerprint == fingerprint

@@ -73,11 +73,13 @@ class EmbedderHubMixin(ModelHubMixin):
         Raises:
             StorageError: the disk is full or not writable.
             InputError: the folder holds other files, or the hub refused.
+            CheckpointError: a weight is not finite; the older checkpoint stays.
         """
         if hub and not push_to_hub:
             raise TypeError(f"save_pretrained() knows no {sorted(hub)} without push_to_hub=True")
         embedder = cast("ExtensibleEmbedder", self)
         weights = {name: w.detach().cpu().contiguous() for name, w in own_weights(embedder).items()}
+        _check_finite(weights, "the embedder to save")
         settings = {
             "format_version": FORMAT_VERSION,
             "embedder": dataclasses.asdict(embedder.config),
@@ -191,15 +193,19 @@ def load_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor], origi
             f"The weights in {origin!r} do not match their own config.json (first: {wrong[0]!r}); "
             "copy or train the checkpoint again."
         )
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(
-            f"Weights are finite numbers, but {broken[0]!r} in {origin!r} has NaN or infinity; "
-            "go back to an earlier checkpoint."
-        )
+    _check_finite(tensors, repr(origin))
     with torch.no_grad():
         for name, weight in expected.items():
             weight.copy_(tensors[name])
+
+
+def _check_finite(tensors: dict[str, Tensor], origin: str) -> None:
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"Weights are finite numbers, but {broken[0]!r} in {origin} has NaN or infinity; "
+            "go back to an earlier checkpoint."
+        )
 
 
 def quantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:

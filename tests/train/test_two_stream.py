@@ -116,12 +116,14 @@ def test_the_readers_attention_is_put_back(tiny_embedder: ExtensibleEmbedder) ->
     reader = tiny_embedder.reader
     before = reader.model.config._attn_implementation
     layout = Layout(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
-    with (
-        pytest.raises(RuntimeError, match="on purpose"),
-        two_stream_attention(reader, layout, split=True),
-    ):
-        assert reader.model.config._attn_implementation == two_stream.SPLIT_ATTENTION
-        raise RuntimeError("on purpose")
+
+    def fail() -> None:
+        with two_stream_attention(reader, layout, split=True):
+            assert reader.model.config._attn_implementation == two_stream.SPLIT_ATTENTION
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
     assert reader.model.config._attn_implementation == before
     assert not two_stream._ACTIVE
 

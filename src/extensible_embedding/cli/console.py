@@ -10,7 +10,6 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
@@ -64,12 +63,11 @@ class SpeedColumn(ProgressColumn):
 def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
     """Shows a bar; yields the function that moves it, called with (done, in all)."""
     columns = (
-        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
         SpeedColumn(unit),
-        TextColumn("time left"),
+        TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr()) as bar:

@@ -71,7 +71,7 @@ def _compress(embedder: ExtensibleEmbedder, k: int | str) -> tuple[Context, floa
     token_ids = embedder.reader.encode(read_document(book_path()).text)
     scale_factor = auto_k(len(token_ids), embedder) if isinstance(k, str) else k
     start = time.monotonic()
-    with progress_bar(f"Compressing {TITLE}", "tokens") as progress:
+    with progress_bar("Compressing the book", "tokens") as progress:
         book = embedder.compress(token_ids, k=scale_factor, title=TITLE, progress=progress)
     return book, time.monotonic() - start
 
