@@ -453,7 +453,7 @@ def _small_demo(
 
 @pytest.mark.usefixtures("_small_demo")
 def test_demo(run: Run, embedder_folder: Path, text: str) -> None:
-    result = run("demo", "--embedder", embedder_folder, "--json", models=False)
+    result = run("demo", "--k", "auto", "--embedder", embedder_folder, "--json", models=False)
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)
     raw, ours = shown["cost"]["raw_text"], shown["cost"]["extensible"]
@@ -467,7 +467,7 @@ def test_demo(run: Run, embedder_folder: Path, text: str) -> None:
 
 @pytest.mark.usefixtures("_small_demo")
 def test_demo_tables(run: Run, embedder_folder: Path) -> None:
-    result = run("demo", "--embedder", embedder_folder, models=False)
+    result = run("demo", "--k", "auto", "--embedder", embedder_folder, models=False)
     assert result.exit_code == 0, result.output
     for words in ("does not fit (needs", "window used", "perplexity", "The book says: Pulteney"):
         assert words in result.stdout

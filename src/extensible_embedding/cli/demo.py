@@ -17,7 +17,7 @@ from torch import Tensor
 from ..answer import AnswerStream
 from ..context import Context
 from ..embedder import ExtensibleEmbedder
-from ..prompt import AUTO, Prompt, language_head, question_prompt
+from ..prompt import Prompt, language_head, question_prompt
 from ..reader import EMBEDDED_NAME, Reader
 from ..released import book_path
 from ..text import read_document
@@ -42,7 +42,7 @@ PAGE_TOKENS = 256
 
 
 def demo(
-    k: KOption = AUTO,
+    k: KOption = "32",
     embedder: EmbedderOption = RELEASED,
     as_json: JsonOption = False,
 ) -> None:
