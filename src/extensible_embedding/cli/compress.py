@@ -84,14 +84,15 @@ def _compress_one(
 
 
 def auto_k(num_tokens: int, embedder: ExtensibleEmbedder) -> int:
-    """The smallest scale factor at which a text fits, with rows left for a question."""
+    """The smallest scale factor of 2 or more at which a text fits beside a question."""
     config = embedder.config
-    return smallest_k(
+    k = smallest_k(
         num_tokens,
         room=embedder.reader.window - reserve_rows(embedder.reader),
         chunk_tokens=config.chunk_tokens,
         max_k=config.max_k,
     )
+    return min(max(k, 2), num_tokens)  # saved raw rows could be read at k=1 alone
 
 
 def reserve_rows(reader: Reader) -> int:
