@@ -60,6 +60,7 @@ class AnswerStream:
         streamer = TextIteratorStreamer(self._reader.tokenizer, skip_special_tokens=True)
 
         def run() -> None:
+            """Generates in the thread; a failure is kept for the reader of the stream."""
             try:
                 _generate(
                     self._reader,

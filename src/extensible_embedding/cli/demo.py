@@ -49,7 +49,7 @@ def demo(
     """Read a whole novel with a reader whose window is far too small for it.
 
     Compresses the shipped book, shows what that costs against raw text, asks two questions and
-    measures how well the reader predicts the last page. Takes about three minutes on two cores.
+    measures how well the reader predicts the last page. Takes minutes on two cores.
     """
     loaded = load_embedder(embedder, load_reader(EMBEDDED_NAME))
     book, seconds = _compress(loaded, parse_k(k))
