@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from extensible_embedding import Answer, ExtensibleEmbedder, Reader
 from extensible_embedding.prompt import text_prompt
-from extensible_embedding.train.two_stream import Layout, TwoStreamModel, can_split, dense_masks
+from extensible_embedding.train.attention import Layout, can_split, dense_masks
+from extensible_embedding.train.two_stream import TwoStreamModel
 
 COMMON = {
     "vocab_size": VOCAB_SIZE,

@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError
-from extensible_embedding.train import two_stream
-from extensible_embedding.train.two_stream import (
-    Layout,
-    TwoStreamModel,
-    chunk_loss,
-    dense_masks,
-    two_stream_attention,
-)
+from extensible_embedding.train import attention, two_stream
+from extensible_embedding.train.attention import Layout, dense_masks, two_stream_attention
+from extensible_embedding.train.two_stream import TwoStreamModel, chunk_loss
 
 
 def instances(num_batch: int, num_chunks: int, chunk_tokens: int) -> Tensor:
@@ -48,6 +43,13 @@ def gradients(embedder: ExtensibleEmbedder, loss: Tensor) -> dict[str, Tensor]:
     return {n: w.grad.clone() for n, w in embedder.named_parameters() if w.grad is not None}
 
 
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Every gradient differs by less than float32 rounding of its sums, measured on its length."""
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("k", [1, 2, 5, 16])
 @pytest.mark.parametrize("shape", [(1, 2, 16), (1, 4, 7), (3, 3, 16)])
@@ -61,10 +63,7 @@ def test_loss_and_gradients_equal_the_reference(
     expected = reference_loss(tiny_embedder, token_ids, k)
     loss = model(token_ids, k)["loss"]
     torch.testing.assert_close(loss, expected)
-    ours, theirs = gradients(tiny_embedder, loss), gradients(tiny_embedder, expected)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+    assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
 
 
 @pytest.mark.parametrize("down_sampling", ["mean", "terminal", "random"])
@@ -95,11 +94,10 @@ def test_the_head_in_blocks_gives_the_same(
     token_ids, model = instances(2, 3, 16), TwoStreamModel(tiny_embedder)
     loss = model(token_ids, 4)["loss"]
     before = gradients(tiny_embedder, loss)
-    monkeypatch.setattr(two_stream, "_HEAD_BLOCK", 10)
+    monkeypatch.setitem(two_stream._HEAD_BLOCK, True, 10)
     blocks = model(token_ids, 4)["loss"]
     torch.testing.assert_close(blocks, loss)
-    for name, gradient in gradients(tiny_embedder, blocks).items():
-        torch.testing.assert_close(gradient, before[name], rtol=1e-4, atol=1e-6)
+    assert_same(gradients(tiny_embedder, blocks), before)
 
 
 def test_evaluation_before_training_changes_nothing(tiny_embedder: ExtensibleEmbedder) -> None:
@@ -119,13 +117,13 @@ def test_the_readers_attention_is_put_back(tiny_embedder: ExtensibleEmbedder) ->
 
     def fail() -> None:
         with two_stream_attention(reader, layout, split=True):
-            assert reader.model.config._attn_implementation == two_stream.SPLIT_ATTENTION
+            assert reader.model.config._attn_implementation == attention.SPLIT_ATTENTION
             raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
         fail()
     assert reader.model.config._attn_implementation == before
-    assert not two_stream._ACTIVE
+    assert not attention._ACTIVE
 
 
 def test_layout_of_two_streams() -> None:

@@ -1,75 +1,23 @@
 """Two-stream loss: every token of chunks 2..N predicted from rows of the chunks before it.
 
 In: instances of N chunks of L token ids, a scale factor k. Out: the mean loss in nats. One reader
-pass gives all losses of an instance, over the sequence
+pass gives all losses of an instance; which place sees which is the business of `attention`.
 
-    [head][rows of chunks 1..N-1][chunks 2..N raw]
-
-in which rows see the head and the rows before them; a raw token sees the head, the rows of earlier
-chunks and its own chunk so far. Chunk i continues at the position after the rows of chunks < i.
-Attention is split accordingly, so that no masked pair is computed: `split_attention`. Readers with
-attention of their own (sliding windows, soft caps, sinks) get the same thing as dense masks.
-
-Axes: B instance, N chunk, L token in chunk, R row, S sequence, H hidden size, D head size.
+Axes: B instance, N chunk, L token in chunk, R row, S sequence, H hidden size, T predicted token.
 Paper: arXiv 2402.11577, two-stream auto-regression.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..embedder import ExtensibleEmbedder
-from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
-
-SPLIT_ATTENTION = "extensible_split"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where head, rows and raw chunks stand in the sequence."""
-
-    num_head: int
-    num_chunks: int
-    chunk_tokens: int
-    rows_per_chunk: int
-
-    @property
-    def num_prefix(self) -> int:
-        """Head and rows."""
-        return self.num_head + (self.num_chunks - 1) * self.rows_per_chunk
-
-    def rows_seen(self, chunk: int) -> int:
-        """Prefix that raw chunk `chunk` (0 is the second of the instance) sees."""
-        return self.num_head + (chunk + 1) * self.rows_per_chunk
-
-    def positions(self) -> Tensor:
-        """Position of every place in the sequence, (S,)."""
-        raw = [
-            torch.arange(self.chunk_tokens) + self.rows_seen(chunk)
-            for chunk in range(self.num_chunks - 1)
-        ]
-        return torch.cat([torch.arange(self.num_prefix), *raw])
-
-    def allowed(self) -> Tensor:
-        """Which place (query) sees which (key), boolean (S, S)."""
-        chunk_of = torch.arange(self.num_chunks - 1).repeat_interleave(self.chunk_tokens)
-        seen = torch.tensor([self.rows_seen(chunk) for chunk in range(self.num_chunks - 1)])
-        order = torch.arange(len(chunk_of))
-        raw_raw = (chunk_of[:, None] == chunk_of[None]) & (order[:, None] >= order[None])
-        raw_prefix = torch.arange(self.num_prefix)[None] < seen[chunk_of][:, None]
-        prefix = torch.ones(self.num_prefix, self.num_prefix, dtype=torch.bool).tril()
-        no_raw = torch.zeros(self.num_prefix, len(chunk_of), dtype=torch.bool)
-        return torch.cat([torch.cat([prefix, no_raw], 1), torch.cat([raw_prefix, raw_raw], 1)])
+from .attention import Layout, can_split, two_stream_attention
 
 
 class TwoStreamModel(nn.Module):
@@ -146,7 +94,8 @@ class FrozenHeadLoss(torch.autograd.Function):
     """Mean cross-entropy through a head without gradients of its own.
 
     The gradient of the hidden states is made block by block beside the loss, so that the logits of
-    all tokens never stand in memory together and are never computed twice.
+    all tokens never stand in memory together and are never computed twice. The gradient of the
+    logits, softmax minus one at the label, overwrites their log-probabilities.
     """
 
     @staticmethod
@@ -154,15 +103,17 @@ class FrozenHeadLoss(torch.autograd.Function):
         """Loss (scalar) of hidden states (T, H) and labels (T,)."""
         wanted = ctx.needs_input_grad[0]
         gradient, total = torch.empty_like(hidden), hidden.new_zeros((), dtype=torch.float32)
-        for first in range(0, len(labels), _HEAD_BLOCK):
-            part = slice(first, first + _HEAD_BLOCK)
+        size = _HEAD_BLOCK[hidden.device.type == "cpu"]
+        for part in (slice(first, first + size) for first in range(0, len(labels), size)):
             with torch.set_grad_enabled(wanted):
                 block = hidden[part].detach().requires_grad_(wanted)
-                logits = reader.logits(block).float()
-                loss = nn.functional.cross_entropy(logits, labels[part], reduction="sum")
+                logits = reader.logits(block)
+            log_probs = torch.log_softmax(logits.detach(), dim=-1, dtype=torch.float32)
+            picked = log_probs.gather(1, labels[part, None])
+            total -= picked.sum()
             if wanted:
-                gradient[part] = torch.autograd.grad(loss, block)[0]
-            total += loss.detach()
+                logit_grads = log_probs.exp_().scatter_(1, labels[part, None], picked.expm1())
+                gradient[part] = torch.autograd.grad(logits, block, logit_grads.to(logits.dtype))[0]
         ctx.save_for_backward(gradient.div_(len(labels)))
         return total / len(labels)
 
@@ -173,145 +124,5 @@ class FrozenHeadLoss(torch.autograd.Function):
         return gradient * grad_output.to(gradient.dtype), None, None
 
 
-_HEAD_BLOCK = 1024
-
-
-@contextmanager
-def two_stream_attention(reader: Reader, layout: Layout, *, split: bool) -> Iterator[Any]:
-    """Makes the reader attend as the layout says; undone on leaving. Yields its attention mask."""
-    if not split:
-        yield dense_masks(reader, layout)
-        return
-    before = reader.model.config._attn_implementation
-    _ACTIVE.append(layout)
-    reader.model.set_attn_implementation(SPLIT_ATTENTION)
-    try:
-        yield None
-    finally:
-        reader.model.set_attn_implementation(before)
-        _ACTIVE.pop()
-
-
-def can_split(reader: Reader) -> bool:
-    """Whether the reader's attention is plain causal scaled dot-product in every layer."""
-    config = reader.model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    sliding = getattr(config, "sliding_window", None) and getattr(
-        config, "use_sliding_window", True
-    )
-    return (
-        bool(getattr(reader.model, "_supports_attention_backend", False))
-        and kinds == {"full_attention"}
-        and not sliding
-        and getattr(config, "attn_logit_softcapping", None) is None
-        and getattr(config, "model_type", "") in _PLAIN_MODELS
-    )
-
-
-_PLAIN_MODELS = {"llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3", "granite", "phi3"}
-_ACTIVE: list[Layout] = []
-
-
-def dense_masks(reader: Reader, layout: Layout) -> Any:
-    """The layout as additive masks (1, 1, S, S): one, or one for each kind of layer if they differ.
-
-    Raises:
-        InputError: the reader has layers that are neither full nor sliding-window attention.
-    """
-    config = reader.model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    alike = ["sliding_attention" if window is not None else "full_attention"]
-    kinds = set(getattr(config, "layer_types", None) or alike)
-    if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
-        raise InputError(
-            "Two-stream training needs a reader with full or sliding-window attention, but "
-            f"{reader.name!r} has {', '.join(unknown)}; choose another reader."
-        )
-    allowed, positions = layout.allowed(), layout.positions()
-    masks = {"full_attention": _additive(allowed, reader)}
-    if "sliding_attention" in kinds and window is not None:
-        near = allowed & (positions[:, None] - positions[None] < window)
-        masks["sliding_attention"] = _additive(near, reader)
-    return masks if len(kinds) > 1 else masks[kinds.pop()]
-
-
-def _additive(allowed: Tensor, reader: Reader) -> Tensor:
-    mask = torch.zeros(allowed.shape, dtype=reader.dtype)
-    mask.masked_fill_(~allowed, torch.finfo(reader.dtype).min)
-    return mask[None, None].to(reader.device)
-
-
-def split_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of the layout in force: the prefix causal, then each raw chunk on what it sees.
-
-    The query heads that share a key head are folded into the query length, so that keys and values
-    are never copied for them.
-
-    Args:
-        module: the reader's attention layer (unused).
-        query: (B, heads, S, D).
-        key: (B, key heads, S, D).
-        value: as key.
-        attention_mask: unused, the layout says it all.
-        scaling: of the products.
-        dropout: unused, the reader is in evaluation mode.
-        kwargs: unused.
-
-    Returns:
-        (B, S, heads, D), and no weights.
-    """
-    layout = _ACTIVE[-1]
-    folded = query.unflatten(1, (key.shape[1], -1))  # (B, key heads, group, S, D)
-    prefix = layout.num_prefix
-    outputs = [
-        _causal(folded[..., :prefix, :], key[..., :prefix, :], value[..., :prefix, :], scaling)
-    ]
-    for chunk in range(layout.num_chunks - 1):
-        start = prefix + chunk * layout.chunk_tokens
-        own, seen = slice(start, start + layout.chunk_tokens), layout.rows_seen(chunk)
-        keys = torch.cat([key[..., :seen, :], key[..., own, :]], dim=-2)
-        values = torch.cat([value[..., :seen, :], value[..., own, :]], dim=-2)
-        outputs.append(_causal(folded[..., own, :], keys, values, scaling))
-    output = torch.cat(outputs, dim=3).flatten(1, 2)  # (B, heads, S, D)
-    return output.transpose(1, 2).contiguous(), None
-
-
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attention of the last t keys' queries (B, key heads, group, t, D) on all keys so far."""
-    group, length = query.shape[2:4]
-    bias = _causal_bias(group, length, key.shape[-2], query.dtype, query.device)
-    output: Tensor = nn.functional.scaled_dot_product_attention(
-        query.flatten(2, 3), key, value, attn_mask=bias, scale=scaling
-    )
-    unfolded: Tensor = output.unflatten(2, (group, length))
-    return unfolded
-
-
-@lru_cache(maxsize=64)
-def _causal_bias(
-    group: int, length: int, seen: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Additive mask (group * length, seen) of the last `length` of `seen` places."""
-    with torch.inference_mode(False):  # it is cached, and a later call may need gradients
-        hidden = torch.ones(length, seen, dtype=torch.bool, device=device).triu(seen - length + 1)
-        bias = torch.zeros(length, seen, dtype=dtype, device=device)
-        return bias.masked_fill_(hidden, float("-inf")).repeat(group, 1)
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-AttentionInterface.register(SPLIT_ATTENTION, split_attention)
-AttentionMaskInterface.register(SPLIT_ATTENTION, _no_mask)
+_HEAD_BLOCK = {True: 128, False: 1024}
+"""Tokens of a block, on a CPU (whose caches and allocator like it small) and elsewhere."""
