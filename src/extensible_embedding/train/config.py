@@ -71,6 +71,8 @@ class TrainConfig:
     """Last steps, in which the rate falls linearly to zero; before, it is constant."""
     bf16: bool | None = None
     """Products in bfloat16; by default where the machine multiplies it fast."""
+    compile: bool = False
+    """Compile norms and MLPs; on a CPU this needs a C++ compiler."""
     seed: int = 0
     """Of the draws and of the order."""
 

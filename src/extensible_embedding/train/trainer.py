@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..folders import read_tensors
 from ..reader import Reader, default_dtype
 from .config import TrainConfig
 from .data import Instances, Report, collate, default_cache, tokenize_file
+from .speed import compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
 
 RECORD_KEYS = ("tokens", "steps")
@@ -226,8 +228,9 @@ def train(
     embedder = build(config, reader)
     training = instances(config, reader, report=report)
     counter = TokenCounter(embedder, training, config)
+    model = TwoStreamModel(embedder)
     trainer = TwoStreamTrainer(
-        model=TwoStreamModel(embedder),
+        model=model,
         args=arguments(config, reader),
         config=config,
         train_dataset=training,
@@ -239,7 +242,9 @@ def train(
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: rate_at(s, config)
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(config.output_dir))
+    keep_freed_memory()
+    with compiled(model) if config.compile else nullcontext():
+        trainer.train(resume_from_checkpoint=last_checkpoint(config.output_dir))
     folder = Path(config.output_dir) / "embedder"
     embedder.save_pretrained(folder)
     return folder

@@ -1,0 +1,64 @@
+"""What makes a training step faster and changes no result beyond rounding.
+
+In: a two-stream model. Out: the same model with its norms and MLPs compiled, on an allocator that
+keeps what it frees. Knows nothing of data, losses and schedules.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from .two_stream import TwoStreamModel
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt."""
+
+
+@contextmanager
+def compiled(model: TwoStreamModel) -> Iterator[None]:
+    """Compiles norms and MLPs of embedder and reader, block by block; undone on leaving.
+
+    Blocks of one kind share their code, so that a deep model compiles as fast as a shallow one.
+    Attention stays as it is: its shapes change with every instance.
+    """
+    embedder = model.embedder
+    decoders = (embedder.layers, embedder.reader.model.get_decoder())
+    parts = [part for decoder in decoders for part in _elementwise_parts(decoder)]
+    for part in parts:
+        part.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
+
+
+def _elementwise_parts(decoder: nn.Module) -> list[nn.Module]:
+    """Children of the decoder's blocks that are not attention."""
+    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
+    blocks = max(lists, key=len)
+    return [
+        child
+        for block in blocks
+        for name, child in block.named_children()
+        if "attn" not in name.lower() and "attention" not in type(child).__name__.lower()
+    ]
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory: tensors of a step then reuse the pages of the last one.
+
+    By default it gives every large block back to the kernel, which clears it anew each time. Other
+    C libraries are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
