@@ -13,7 +13,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
@@ -25,6 +25,9 @@ from extensible_embedding.released import RELEASED_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "release.json"
+TRAINING_TEXT = """public-domain
+English books, Python packages, technical and encyclopedic prose, none of it in the evaluation sets.
+This is a young checkpoint: it has seen a small part of what it can learn from."""
 _BLOCK = re.compile(r"(<!-- numbers:begin -->\n).*?(<!-- numbers:end -->)", re.DOTALL)
 
 
@@ -38,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     reader = Reader.from_pretrained()
     embedder = ExtensibleEmbedder.from_pretrained(options.embedder, reader)
-    command = public_command(sys.argv)
+    command, facts = public_command(sys.argv), provenance()
     with Progress() as bar:
         task = bar.add_task("targets", total=None)
         records = release(
@@ -48,10 +51,12 @@ def main() -> None:
             num_targets=options.num_targets,
             seed=options.seed,
             command=command,
+            base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            training_text=TRAINING_TEXT,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     write_records(records, RESULTS, configuration={"command": command})
-    fill("README.md", readme_block(records, embedder, command))
+    fill("README.md", readme_block(records, embedder, command, facts))
     fill("docs/training.md", training_block(embedder))
 
 
@@ -61,9 +66,14 @@ def public_command(words: Sequence[str]) -> str:
     return shlex.join(["python", "scripts/release.py", *names[1:]])
 
 
-def readme_block(records: Sequence[LmRecord], embedder: ExtensibleEmbedder, command: str) -> str:
+def readme_block(
+    records: Sequence[LmRecord],
+    embedder: ExtensibleEmbedder,
+    command: str,
+    facts: Mapping[str, str],
+) -> str:
     """Recovery of the release, and how it was measured."""
-    facts, tokens = provenance(), embedder.training_record.get("tokens", 0)
+    tokens = embedder.training_record.get("tokens", 0)
     targets = next(record.num_targets for record in records)
     return f"""\
 Recovery of the released embedder ({tokens:,} training tokens; 1 is as good as raw text at 1/k of
@@ -82,8 +92,8 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps of `configs/stage1.yaml`. Losses, recovery and how they were
-measured: [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
+{record.get("steps", 0):,} steps; `configs/stage1.yaml` says with which settings. Losses, recovery
+and how they were measured: [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -435,3 +436,12 @@ def test_encrypted_pdf(tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "a.pdf", make_pdf(["Hello."], password="secret")))
     assert "must not be encrypted" in message
     assert "`qpdf --decrypt`" in message
+
+
+def test_epub_page_listed_often_is_read_once(tmp_path: Path) -> None:
+    """A small book that lists one page a thousand times must not become an endless text."""
+    once = read_document(make_epub(tmp_path / "once.epub")).text
+    reference = re.search(r"<itemref [^>]*>", PACKAGE)
+    assert reference is not None
+    often = PACKAGE.replace(reference[0], reference[0] * 1000)
+    assert read_document(make_epub(tmp_path / "often.epub", often)).text == once

@@ -35,6 +35,9 @@ class Page:
 def read_book(archive: zipfile.ZipFile) -> tuple[str | None, list[Page]]:
     """Title and pages of a book, in the order of its spine, without the table of contents.
 
+    A page is read once, however often the spine lists it: the standard lists it once, and a small
+    file that repeats a page must not become an endless book.
+
     Raises:
         MissingPartError: the spine names a part that is not there.
         Exception: nearly any other, where the archive is no book.
@@ -43,15 +46,16 @@ def read_book(archive: zipfile.ZipFile) -> tuple[str | None, list[Page]]:
     package_name = next(container.iterfind(".//{*}rootfile")).get("full-path")
     package = _parse_xml(archive.read(package_name))
     items = {item.get("id"): item for item in package.iterfind("{*}manifest/{*}item")}
-    pages = []
+    pages: dict[str, Page] = {}
     for reference in package.iterfind("{*}spine/{*}itemref"):
         item = items.get(reference.get("idref"))
         if item is None:
             raise MissingPartError(reference.get("idref"))
         if _is_page(item):
-            pages.append(_read_page(archive, package_name, item.get("href")))
+            name = _part_name(package_name, item.get("href"))
+            pages[name] = pages.get(name) or _read_page(archive, name)
     title = next(package.iterfind("{*}metadata//{*}title"), None)
-    return None if title is None else title.text, pages
+    return None if title is None else title.text, list(pages.values())
 
 
 def _parse_xml(data: bytes) -> Any:
@@ -69,9 +73,12 @@ def _is_page(item: Any) -> bool:
     return item.get("media-type") in PAGE_TYPES and "nav" not in item.get("properties", "").split()
 
 
-def _read_page(archive: zipfile.ZipFile, package_name: str, href: str) -> Page:
-    """Reads a page; its address is relative to the package document."""
-    name = posixpath.normpath(posixpath.join(posixpath.dirname(package_name), unquote(href)))
+def _part_name(package_name: str, href: str) -> str:
+    """Name in the archive of an address that is relative to the package document."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(package_name), unquote(href)))
+
+
+def _read_page(archive: zipfile.ZipFile, name: str) -> Page:
     try:
         return Page(name=name, content=archive.read(name))
     except KeyError:

@@ -10,7 +10,8 @@ domain, method, scale factor and context length. A target is the tokens right af
     recovery = (loss none - loss of the method) / (loss none - loss raw)
 
 on mean losses of the same targets: 1 is as good as raw text at 1/k of its rows, 0 is useless, a
-negative number is harmful. It knows nothing of training and of questions.
+negative number is harmful, and there is none where raw text itself does not help. It knows nothing
+of training and of questions.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ Progress = Callable[[int, int], None]
 """Called with (targets done, targets in all)."""
 
 _RESAMPLES = 1000
+_LEAST_DEFINED = 0.95
+"""Share of resamples in which raw context must help for recovery to have an interval."""
 _GENEROUS_CHARS_PER_TOKEN = 8
 _USUAL_CHARS_PER_TOKEN = 4
 
@@ -327,8 +330,9 @@ def _record(
     low, high = np.percentile(np.mean([sample[reading] for sample in samples], axis=0), [2.5, 97.5])
     recovery = _mean_recovery(means, reading)
     resampled = _mean_recovery(samples, reading)
-    resampled = resampled[np.isfinite(resampled)]
-    bounds = np.percentile(resampled, [2.5, 97.5]) if len(resampled) else [np.nan, np.nan]
+    defined = resampled[np.isfinite(resampled)]
+    enough = len(defined) >= _LEAST_DEFINED * len(resampled)
+    bounds = np.percentile(defined, [2.5, 97.5]) if enough else [np.nan, np.nan]
     return LmRecord(
         domain=domain,
         method=reading.method,
@@ -358,7 +362,7 @@ def _recovery(losses: _Losses, reading: _Reading) -> NDArray[np.float64]:
     if raw is None:
         return np.full_like(losses[_NONE], np.nan)
     gain = losses[_NONE] - raw
-    return (losses[_NONE] - losses[reading]) / np.where(gain == 0, np.nan, gain)
+    return (losses[_NONE] - losses[reading]) / np.where(gain > 0, gain, np.nan)
 
 
 def _finite(value: float) -> float | None:

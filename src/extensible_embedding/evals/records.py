@@ -97,10 +97,10 @@ def environment() -> dict[str, object]:
 def provenance() -> dict[str, str]:
     """`environment` in words, for a document: date, commit, hardware, versions."""
     names = _versions()
-    commit = (_git_commit() or "unknown").removesuffix("-dirty")
+    commit, _, changed = (_git_commit() or "unknown").partition("-")
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit[:12],
+        "commit": commit[:12] + (" with changes" if changed else ""),
         "hardware": f"{_cpu_name()}, {torch.get_num_threads()} threads",
         "versions": ", ".join(f"{name} {number}" for name, number in names.items()),
     }

@@ -7,7 +7,7 @@ says what it was trained on, what it is worth and what int8 costs. Knows nothing
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._version import __version__
@@ -32,6 +32,8 @@ def release(
     num_targets: int = 16,
     seed: int = 0,
     command: str = "",
+    base_model: str = "",
+    training_text: str = "",
     progress: Progress | None = None,
 ) -> list[LmRecord]:
     """Writes the int8 checkpoint, measures it, and writes its model card.
@@ -46,11 +48,14 @@ def release(
         num_targets: targets for each domain.
         seed: of the targets.
         command: what was run, for the card.
+        base_model: hub id of the reader, for the card; by default its name.
+        training_text: what the embedder was trained on, for the card.
         progress: called after every target of the int8 checkpoint.
 
     Returns:
         The records of the int8 checkpoint.
     """
+    facts = provenance()  # of the tree as it is before the release is written
     shape = {"context_tokens": [context_tokens], "target_tokens": target_tokens, "seed": seed}
     with tempfile.TemporaryDirectory() as temporary:
         embedder.save_pretrained(temporary + "/int8", int8=True)
@@ -76,7 +81,16 @@ def release(
     ]
     embedder.save_pretrained(folder, int8=True)
     size = (folder / WEIGHTS).stat().st_size
-    card = model_card(embedder, records, pair[1] - pair[0], size_bytes=size, command=command)
+    card = model_card(
+        embedder,
+        records,
+        pair[1] - pair[0],
+        size_bytes=size,
+        command=command,
+        base_model=base_model or embedder.reader.name,
+        training_text=training_text or "not stated",
+        facts=facts,
+    )
     embedder.save_pretrained(folder, int8=True, model_card=card)
     return records
 
@@ -131,15 +145,17 @@ def model_card(
     *,
     size_bytes: int,
     command: str,
+    base_model: str,
+    training_text: str,
+    facts: Mapping[str, str],
 ) -> str:
     """README.md of a release: what it is, what it was trained on, what was measured and how."""
     config, training, reader = embedder.config, embedder.training_record, embedder.reader
-    facts = provenance()
     first = next(record for record in records if record.method == "extensible")
     return f"""---
 license: apache-2.0
 library_name: extensible-embedding
-base_model: HuggingFaceTB/{reader.name}
+base_model: {base_model}
 ---
 
 # Extensible embedder for {reader.name}
@@ -152,9 +168,7 @@ checkpoint ({size_bytes / 1e6:.1f} MB).
 ## Training
 
 Predicted tokens: {training.get("tokens", 0):,}; optimizer steps: {training.get("steps", 0):,};
-identity residual: {config.residual}; down-sampling: {config.down_sampling}. Text: public-domain
-English books, Python packages, technical and encyclopedic prose, none of it in the evaluation sets.
-This is a young checkpoint: it has seen a small part of what it can learn from.
+identity residual: {config.residual}; down-sampling: {config.down_sampling}. Text: {training_text}
 
 ## Recovery
 
