@@ -1,0 +1,46 @@
+"""`extensible demo`: the figures and the tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from extensible_embedding import Reader
+
+from .conftest import Run
+
+
+@pytest.fixture
+def _small_demo(
+    monkeypatch: pytest.MonkeyPatch, tiny_reader: Reader, book: Path, text: str
+) -> None:
+    book.write_text(text * 3, encoding="utf-8")
+    demo = sys.modules["extensible_embedding.cli.demo"]
+    monkeypatch.setattr(demo, "load_reader", lambda name: tiny_reader)
+    monkeypatch.setattr(demo, "book_path", lambda: book)
+    monkeypatch.setattr(demo, "MAX_NEW_TOKENS", 4)
+
+
+@pytest.mark.usefixtures("_small_demo")
+def test_demo(run: Run, embedder_folder: Path, text: str) -> None:
+    result = run("demo", "--k", "auto", "--embedder", embedder_folder, "--json", models=False)
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    raw, ours = shown["cost"]["raw_text"], shown["cost"]["extensible"]
+    assert raw["window_used"] > 1 > ours["window_used"]
+    assert raw["num_tokens"] == ours["num_tokens"] == len(text * 3)
+    assert raw["cache_bytes"] == raw["prompt_rows"] * 2 * 4 * 2 * 8 * 4  # layers, heads, width
+    pages = {page["context"]: page for page in shown["last_page"]}
+    assert [page["num_rows"] for page in pages.values()][:2] == [1, 256]
+    assert pages["the whole book before it, compressed"]["num_tokens"] == len(text * 3) - 256
+
+
+@pytest.mark.usefixtures("_small_demo")
+def test_demo_tables(run: Run, embedder_folder: Path) -> None:
+    result = run("demo", "--k", "auto", "--embedder", embedder_folder, models=False)
+    assert result.exit_code == 0, result.output
+    for words in ("does not fit (needs", "window used", "perplexity", "The book says: Pulteney"):
+        assert words in result.stdout

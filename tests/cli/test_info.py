@@ -1,0 +1,32 @@
+"""`extensible info`: facts, and what may be missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from extensible_embedding import ExtensibleEmbedder, __version__, released
+
+from .conftest import Run, plain
+
+
+def test_info(run: Run, tiny_embedder: ExtensibleEmbedder) -> None:
+    facts = json.loads(run("info", "--json").stdout)
+    assert facts["version"] == __version__
+    assert facts["torch"] == torch.__version__
+    assert facts["reader"]["fingerprint"] == tiny_embedder.reader.fingerprint
+    assert facts["embedder"]["fingerprint"] == tiny_embedder.fingerprint
+    assert "fingerprint" in plain(run("info").stdout)
+
+
+def test_info_without_models(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(released, "RELEASED_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr("extensible_embedding.reader.EMBEDDED_PACKAGE", "no_such_package")
+    result = run("info", "--json", models=False)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["embedded_reader"] == facts["released_embedder"] == "not found"
+    assert facts["reader"] == facts["embedder"] == "not found"
