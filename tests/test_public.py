@@ -45,8 +45,8 @@ def test_all_is_complete() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     names = {
         alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
         for alias in node.names
     }
     assert names == set(extensible_embedding.__all__)
@@ -71,10 +71,23 @@ def test_the_core_imports_nothing_outer(path: Path) -> None:
 
 
 def test_importing_loads_the_core_alone() -> None:
-    code = (
-        "import sys, extensible_embedding as e; "
-        "print(*[m for m in sys.modules if m.startswith('extensible_embedding.')])"
-    )
+    loaded = {name.split(".")[1] for name in modules_after("e.Reader") if "embedding." in name}
+    assert "reader" in loaded
+    assert not loaded & set(OUTER)
+
+
+def test_importing_waits_for_no_torch() -> None:
+    loaded = modules_after("e.__version__, e.ExtensibleError, dir(e)")
+    assert not loaded & {"torch", "transformers"}
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Raeder'"):
+        extensible_embedding.Raeder  # noqa: B018
+
+
+def modules_after(use: str) -> set[str]:
+    code = f"import sys, extensible_embedding as e; {use}; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -82,6 +95,4 @@ def test_importing_loads_the_core_alone() -> None:
         check=True,
         env={"PYTHONPATH": str(PACKAGE.parent), "PATH": "", "HF_HUB_OFFLINE": "1"},
     )
-    loaded = {name.split(".")[1] for name in result.stdout.split()}
-    assert "reader" in loaded
-    assert not loaded & set(OUTER)
+    return set(result.stdout.split())

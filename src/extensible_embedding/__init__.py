@@ -15,12 +15,15 @@ The modules are the pipeline, in order:
 beside them `archive` and `epub` open what `text` reads, `checkpoint` and `folders` keep things on
 disk, and `errors` says what can go wrong.
 `train`, `evals` and `cli` import these, never the reverse.
+
+A name is imported with its module when it is first used, so that `extensible --help` does not wait
+for torch.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .answer import Answer, AnswerStream
-from .context import Context
-from .embedder import EmbedderConfig, ExtensibleEmbedder
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -31,10 +34,15 @@ from .errors import (
     StorageError,
     WindowError,
 )
-from .prompt import Prompt
-from .reader import Reader
-from .stream import ContextStream
-from .text import Document, read_document
+
+if TYPE_CHECKING:
+    from .answer import Answer, AnswerStream
+    from .context import Context
+    from .embedder import EmbedderConfig, ExtensibleEmbedder
+    from .prompt import Prompt
+    from .reader import Reader
+    from .stream import ContextStream
+    from .text import Document, read_document
 
 __all__ = [
     "Answer",
@@ -57,3 +65,30 @@ __all__ = [
     "__version__",
     "read_document",
 ]
+
+_MODULES = {
+    "Answer": "answer",
+    "AnswerStream": "answer",
+    "Context": "context",
+    "ContextStream": "stream",
+    "Document": "text",
+    "EmbedderConfig": "embedder",
+    "ExtensibleEmbedder": "embedder",
+    "Prompt": "prompt",
+    "Reader": "reader",
+    "read_document": "text",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name from its module on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """What is imported already, and what would be."""
+    return sorted({*globals(), *__all__})
