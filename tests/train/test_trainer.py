@@ -4,98 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_llama
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import TrainerCallback
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.checkpoint import own_weights
+from extensible_embedding.train.checkpoints import last_checkpoint
 from extensible_embedding.train.config import TrainConfig
-from extensible_embedding.train.trainer import (
-    build,
-    instances,
-    last_checkpoint,
-    make_optimizer,
-    rate_at,
-    train,
-)
+from extensible_embedding.train.optimizer import make_optimizer, rate_at
+from extensible_embedding.train.trainer import build, instances, train
 
-
-class Killed(Exception):
-    """Stands for a power cut."""
-
-
-class KillAfter(TrainerCallback):
-    """Raises once step `step` is done, before anything that follows it."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
-
-
-class Watch(TrainerCallback):
-    """Keeps the learning rate in force at each step, and all logs."""
-
-    def __init__(self) -> None:
-        self.rates: dict[int, list[float]] = {}
-        self.logs: list[dict[str, float]] = []
-
-    def on_step_begin(
-        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
-    ) -> None:
-        self.rates[state.global_step] = [group["lr"] for group in optimizer.param_groups]
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.logs.append(dict(logs))
-
-    def losses(self, name: str = "loss") -> list[float]:
-        return [log[name] for log in self.logs if name in log]
-
-
-@pytest.fixture
-def reader() -> Reader:
-    return Reader(tiny_llama(), byte_tokenizer(), name="tiny")
-
-
-@pytest.fixture
-def config(tmp_path: Path, text: str) -> TrainConfig:
-    (tmp_path / "data.txt").write_text(text * 4)
-    return TrainConfig(
-        output_dir=str(tmp_path / "run"),
-        cache_dir=str(tmp_path / "cache"),
-        data=[str(tmp_path / "data.txt")],
-        num_layers=2,
-        reading_chunk_tokens=16,
-        scale_factors=[2, 4],
-        instance_tokens=[48, 64],
-        chunk_tokens=[8, 16],
-        max_steps=12,
-        learning_rate=1e-3,
-        projection_learning_rate=3e-3,
-        warmup_steps=4,
-        decay_steps=4,
-        save_steps=4,
-        logging_steps=1,
-        bf16=False,
-    )
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+from .conftest import KillAfter, Killed, Watch, same, weights
 
 
 def test_no_reader_weight_changes_and_the_embedder_does(
@@ -163,24 +84,13 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def test_a_finished_run_does_nothing_more(config: TrainConfig, reader: Reader) -> None:
-    first = weights(train(config, reader=reader))
+    folder = train(config, reader=reader)
+    first, record = weights(folder), json.loads((folder / "config.json").read_text())["training"]
     watch = Watch()
     assert same(weights(train(config, reader=reader, callbacks=[watch])), first)
     assert not watch.rates
-
-
-def test_half_a_checkpoint_is_ignored(config: TrainConfig, reader: Reader) -> None:
-    with pytest.raises(Killed):
-        train(config, reader=reader, callbacks=[KillAfter(9)])
-    run = Path(config.output_dir)
-    (run / "checkpoint-8" / "trainer_state.json").unlink()
-    shutil.copytree(run / "checkpoint-4", run / "checkpoint-10")
-    (run / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
-    (run / "checkpoint-99x").mkdir()
-    assert last_checkpoint(config.output_dir) == str(run / "checkpoint-4")
-    watch = Watch()
-    train(config, reader=reader, callbacks=[watch])
-    assert sorted(watch.rates) == list(range(4, 12))
+    assert json.loads((folder / "config.json").read_text())["training"] == record
+    assert record["steps"] == 12
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:

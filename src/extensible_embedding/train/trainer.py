@@ -6,8 +6,6 @@ goes on exactly. Entry point: `train`.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,16 +16,24 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..checkpoint import load_weights, own_weights
+from ..checkpoint import WEIGHTS, load_weights
 from ..embedder import EmbedderConfig, ExtensibleEmbedder
-from ..folders import read_tensors
+from ..folders import read_tensors, write_json
 from ..reader import Reader, default_dtype
+from .callbacks import Pace, TokenCounter
+from .checkpoints import (
+    SETTINGS,
+    check_goes_on,
+    damage_named,
+    last_checkpoint,
+    shaping_settings,
+    whole_checkpoint,
+)
 from .config import TrainConfig
 from .data import Instances, Report, collate, default_cache, tokenize_file
+from .optimizer import make_optimizer, make_schedule, set_rates
 from .speed import compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
-
-RECORD_KEYS = ("tokens", "steps")
 
 
 class TwoStreamTrainer(Trainer):
@@ -37,10 +43,16 @@ class TwoStreamTrainer(Trainer):
         self.config = config
         super().__init__(*args, **kwargs)
 
+    @property
+    def embedder(self) -> ExtensibleEmbedder:
+        """What is trained, without the wrapper of several processes."""
+        embedder: ExtensibleEmbedder = self.accelerator.unwrap_model(self.model).embedder
+        return embedder
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            embedder = self.accelerator.unwrap_model(self.model).embedder
-            self.optimizer = make_optimizer(embedder, self.config)
+            self.optimizer = make_optimizer(self.embedder, self.config)
+            self.lr_scheduler = make_schedule(self.optimizer, self.config)
         return self.optimizer
 
     def prediction_step(
@@ -52,92 +64,37 @@ class TwoStreamTrainer(Trainer):
         assert isinstance(loss, Tensor)
         return loss.detach(), None, None
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with whole_checkpoint(folder):
+            super()._save_checkpoint(model, trial)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        embedder = self.accelerator.unwrap_model(self.model).embedder
-        embedder.save_pretrained(Path(output_dir or str(self.args.output_dir)) / "embedder")
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.embedder.save_pretrained(folder / "embedder")
+        write_json(folder / SETTINGS, shaping_settings(self.config, self.args.world_size))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        weights = Path(resume_from_checkpoint) / "embedder" / "model.safetensors"
-        embedder = self.accelerator.unwrap_model(self.model).embedder
-        load_weights(embedder, read_tensors(weights, "an embedder"), str(weights))
+        folder = Path(resume_from_checkpoint)
+        weights = folder / "embedder" / WEIGHTS
+        with damage_named(folder):
+            load_weights(self.embedder, read_tensors(weights, "an embedder"), str(weights))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        with damage_named(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        set_rates(self.optimizer, self.lr_scheduler, self.embedder, self.config)
 
-class TokenCounter(TrainerCallback):
-    """Keeps what the embedder was trained on: predicted tokens and steps."""
-
-    def __init__(self, embedder: ExtensibleEmbedder, instances: Instances, config: TrainConfig):
-        self.embedder, self.instances, self.config = embedder, instances, config
-        self.before = {key: embedder.training_record.get(key, 0) for key in RECORD_KEYS}
-        self.start = self.since = 0.0
-        self.tokens = self.counted = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.monotonic()
-        self.counted = 0
-        self.tokens = 0
-        self._count(state.global_step)
-        self.first = self.tokens
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._count(state.global_step)
-        record: dict[str, Any] = dict(self.embedder.training_record)
-        record["tokens"] = int(self.before["tokens"]) + self.tokens  # type: ignore[call-overload]
-        record["steps"] = int(self.before["steps"]) + state.global_step  # type: ignore[call-overload]
-        self.embedder.training_record = record
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs is not None and "loss" in logs:
-            seconds = max(time.monotonic() - self.start, 1e-9)
-            logs["tokens"] = self.embedder.training_record.get("tokens", 0)
-            logs["tokens_per_s"] = round((self.tokens - self.first) / seconds, 1)
-
-    def _count(self, steps: int) -> None:
-        """Adds the predicted tokens of the instances up to this step; drawn again, not stored."""
-        per_step = self.config.batch_size * self.config.gradient_accumulation_steps
-        while self.counted < steps * per_step:
-            shape = self.instances.shape(self.counted)
-            self.tokens += (shape.num_chunks - 1) * shape.chunk_tokens
-            self.counted += 1
-
-
-def make_optimizer(embedder: ExtensibleEmbedder, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the embedder's weights; vectors are not decayed."""
-    weights = {name: w for name, w in own_weights(embedder).items() if w.requires_grad}
-    groups = [
-        {
-            "params": [w for name, w in weights.items() if select(name, w)],
-            "lr": rate,
-            "weight_decay": decay,
-        }
-        for select, rate, decay in (
-            (_is_projection, config.projection_learning_rate, config.weight_decay),
-            (_is_matrix, config.learning_rate, config.weight_decay),
-            (_is_vector, config.learning_rate, 0.0),
-        )
-    ]
-    filled = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(filled, betas=(0.9, 0.98), fused=True)
-
-
-def _is_projection(name: str, weight: Tensor) -> bool:
-    return name.startswith("projection")
-
-
-def _is_matrix(name: str, weight: Tensor) -> bool:
-    return weight.ndim > 1 and not _is_projection(name, weight)
-
-
-def _is_vector(name: str, weight: Tensor) -> bool:
-    return weight.ndim <= 1 and not _is_projection(name, weight)
-
-
-def rate_at(step: int, config: TrainConfig) -> float:
-    """Share of the learning rate: linear warm-up, constant, linear decay at the end."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    left = (config.max_steps - step) / max(1, config.decay_steps)
-    return warm * min(1.0, max(0.0, left)) if config.decay_steps else warm
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with damage_named(Path(checkpoint)):
+                super()._load_rng_state(checkpoint)
 
 
 def build(config: TrainConfig, reader: Reader | None = None) -> ExtensibleEmbedder:
@@ -226,8 +183,11 @@ def train(
     reader = reader or Reader.from_pretrained(config.reader)
     torch.manual_seed(config.seed)
     embedder = build(config, reader)
+    num_processes = PartialState().num_processes
+    checkpoint = last_checkpoint(config.output_dir)
+    if checkpoint is not None:
+        check_goes_on(checkpoint, embedder, shaping_settings(config, num_processes))
     training = instances(config, reader, report=report)
-    counter = TokenCounter(embedder, training, config)
     model = TwoStreamModel(embedder)
     trainer = TwoStreamTrainer(
         model=model,
@@ -236,35 +196,15 @@ def train(
         train_dataset=training,
         eval_dataset=instances(config, reader, evaluation=True) if config.eval_data else None,
         data_collator=collate,
-        callbacks=[counter, *(callbacks or [])],
-    )
-    optimizer = trainer.create_optimizer()
-    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: rate_at(s, config)
+        callbacks=[
+            TokenCounter(embedder, training, config, num_processes),
+            Pace(),
+            *(callbacks or []),
+        ],
     )
     keep_freed_memory()
     with compiled(model) if config.compile else nullcontext():
-        trainer.train(resume_from_checkpoint=last_checkpoint(config.output_dir))
+        trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(config.output_dir) / "embedder"
     embedder.save_pretrained(folder)
     return folder
-
-
-def last_checkpoint(output_dir: str) -> str | None:
-    """The newest checkpoint folder that is whole, or None; a killed run may leave half of one."""
-    found = {int(path.name.rpartition("-")[2]): path for path in _checkpoints(output_dir)}
-    whole = [step for step, path in found.items() if _is_whole(path)]
-    return str(found[max(whole)]) if whole else None
-
-
-def _checkpoints(output_dir: str) -> list[Path]:
-    folders = Path(output_dir).glob("checkpoint-*")
-    return [path for path in folders if path.name.removeprefix("checkpoint-").isdecimal()]
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether its last file, trainer_state.json, was written to the end."""
-    try:
-        return isinstance(json.loads((checkpoint / "trainer_state.json").read_text("utf-8")), dict)
-    except (OSError, ValueError):
-        return False
