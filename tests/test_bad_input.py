@@ -152,15 +152,15 @@ def test_an_embedder_for_another_reader(
     message = refusal(
         MismatchError, "tiny", lambda: ExtensibleEmbedder.from_pretrained(saved_embedder, other)
     )
-    assert words.format(fingerprint=other.fingerprint) in message
+    assert words.format(fingerprint=other.fingerprint[:16]) in message
     assert str(saved_embedder) in message
 
 
 def test_a_context_for_another_reader(tiny_reader: Reader, context: Context) -> None:
     other = other_reader(tiny_reader, "weights")
     message = refusal(MismatchError, "'Old'", lambda: context_rows(other, context, 4))
-    assert tiny_reader.fingerprint in message
-    assert other.fingerprint in message
+    assert tiny_reader.fingerprint[:16] in message
+    assert other.fingerprint[:16] in message
 
 
 def test_a_derivative_with_fewer_layers(tiny_reader: Reader, saved_embedder: Path) -> None:

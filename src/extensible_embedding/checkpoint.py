@@ -21,10 +21,10 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError, MismatchError
 from .folders import check_settled, read_json, read_tensors, whole_folder, write_json
+from .reader import HASH_DIGITS, Reader
 
 if TYPE_CHECKING:
     from .embedder import EmbedderConfig, ExtensibleEmbedder
-    from .reader import Reader
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
@@ -262,11 +262,13 @@ def check_reader(made_for: dict[str, Any], reader: Reader, *, derivative: bool, 
                 f"{made_for.get(field)}, but {reader.name!r} has {getattr(reader, field)}; use the "
                 f"reader that {name!r} was trained with ({made_for.get('name')})."
             )
-    if not derivative and made_for.get("fingerprint") != reader.fingerprint:
+    fingerprint = str(made_for.get("fingerprint"))
+    if not derivative and not reader.is_same(fingerprint):
         raise MismatchError(
             f"{name!r} was trained with {made_for.get('name')} (fingerprint "
-            f"{made_for.get('fingerprint')}), but {reader.name!r} has {reader.fingerprint}; use "
-            "that reader, or pass derivative=True if this one is a fine-tune of it."
+            f"{fingerprint[:HASH_DIGITS]}), but {reader.name!r} has "
+            f"{reader.fingerprint[:HASH_DIGITS]}; use that reader, or pass derivative=True if this "
+            "one is a fine-tune of it."
         )
 
 

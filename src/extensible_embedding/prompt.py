@@ -11,6 +11,7 @@ Axes: R row, S prompt row, H reader hidden size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _PLACE = "<<<the-context-goes-here>>>"
+_MARK = re.compile("\ue000([0-9]+)\ue001")
+"""A special token that the user spelled, in a rendered chat: its number in private characters."""
 Turn = tuple[str, str]
 """One earlier (question, answer)."""
 
@@ -92,7 +95,8 @@ def question_prompt(
 ) -> Prompt:
     """A chat prompt: header and titles raw, contexts as rows, the question raw.
 
-    Uses the reader's chat template; a reader without one gets "Question: ... Answer:".
+    Uses the reader's chat template; a reader without one gets "Question: ... Answer:". Special
+    tokens are the template's alone: in titles, questions and history they are text.
 
     Raises:
         InputError: the question is empty.
@@ -111,8 +115,13 @@ def question_frame(
     """Head and tail, (h,) and (t,), between which the context goes; see `question_prompt`."""
     if not question.strip():
         raise InputError("A question has words, but this one is empty; ask something.")
-    before, after = _chat_frame(reader, question, history)
-    return _with_first(reader, reader.encode(before)), reader.encode(after)
+    if reader.tokenizer.chat_template is None:
+        turns = "".join(f"\n\nQuestion: {asked}\nAnswer: {said}" for asked, said in history)
+        return language_head(reader), reader.encode(f"{turns}\n\nQuestion: {question}\nAnswer:")
+    specials = _special_tokens(reader)
+    before, _, after = _chat(reader, question, history, specials).partition(_PLACE)
+    head = _template_ids(reader, before, specials)
+    return head if len(head) else language_head(reader), _template_ids(reader, after, specials)
 
 
 def text_prompt(reader: Reader, contexts: Sequence[Context], text: str = "") -> Prompt:
@@ -129,14 +138,7 @@ def choose_k(prompt: Prompt, room: int) -> int:
     for k in _candidates(prompt.contexts):
         if prompt.num_rows(k) <= room:
             return k
-    largest = max(_candidates(prompt.contexts))
-    fitting = next((k for k in _beyond(prompt.contexts) if prompt.num_rows(k) <= room), None)
-    advice = f"k={fitting} would fit" if fitting else "no k would fit, give less text"
-    raise WindowError(
-        f"The prompt must fit in {room} rows, but at k={largest}, the largest allowed, it takes "
-        f"{prompt.num_rows(largest)}; {advice}.",
-        smallest_k=fitting,
-    )
+    raise _too_long(prompt, max(_candidates(prompt.contexts)), room, ", the largest allowed,")
 
 
 def fit(prompt: Prompt, k: int | str, room: int) -> int:
@@ -150,14 +152,25 @@ def fit(prompt: Prompt, k: int | str, room: int) -> int:
         return choose_k(prompt, room)
     number = check_scale_factor(k)
     if prompt.num_rows(number) > room:
-        fitting = next((c for c in _beyond(prompt.contexts) if prompt.num_rows(c) <= room), None)
-        advice = f"k={fitting} would fit" if fitting else "no k would fit, give less text"
-        raise WindowError(
-            f"The prompt must fit in {room} rows, but at k={number} it takes "
-            f"{prompt.num_rows(number)}; {advice}.",
-            smallest_k=fitting,
-        )
+        raise _too_long(prompt, number, room)
     return number
+
+
+def _too_long(prompt: Prompt, k: int, room: int, which: str = "") -> WindowError:
+    if prompt.contexts and prompt.num_raw >= room:
+        return WindowError(
+            f"The prompt must fit in {room} rows, but head, titles and question alone take "
+            f"{prompt.num_raw} and no k would fit; ask a shorter question or for fewer new tokens."
+        )
+    fitting = next(
+        (each for each in _beyond(prompt.contexts) if prompt.num_rows(each) <= room), None
+    )
+    advice = f"k={fitting} would fit" if fitting else "no k would fit, give less text"
+    return WindowError(
+        f"The prompt must fit in {room} rows, but at k={k}{which} it takes {prompt.num_rows(k)}; "
+        f"{advice}.",
+        smallest_k=fitting,
+    )
 
 
 def smallest_k(num_tokens: int, *, room: int, chunk_tokens: int, max_k: int) -> int:
@@ -166,6 +179,12 @@ def smallest_k(num_tokens: int, *, room: int, chunk_tokens: int, max_k: int) -> 
     Raises:
         WindowError: even `max_k` does not fit; names the k that would.
     """
+    if room < 1:
+        raise WindowError(
+            "Head, question and new tokens must leave rows for the context in the reader's window, "
+            f"but they fill it and need {1 - room} more; ask for fewer new tokens, ask a shorter "
+            "question or use a reader with a larger window."
+        )
     full, rest = divmod(num_tokens, chunk_tokens)
     for k in range(1, chunk_tokens + 1):
         if full * -(-chunk_tokens // k) + -(-rest // k) <= room:
@@ -205,27 +224,39 @@ def _multiples(contexts: Sequence[Context]) -> list[int]:
 
 
 def _title(context: Context, how_many: int) -> str:
-    return f"Document: {context.title}\n" if context.title and how_many > 1 else ""
+    whole = context.title.encode(
+        errors="replace"
+    ).decode()  # a file's name may have half characters
+    return f"Document: {whole}\n" if whole and how_many > 1 else ""
 
 
-def _chat_frame(reader: Reader, question: str, history: Sequence[Turn]) -> tuple[str, str]:
-    """Text before the context, and from there to the answer."""
-    if reader.tokenizer.chat_template is None:
-        turns = "".join(f"\n\nQuestion: {asked}\nAnswer: {said}" for asked, said in history)
-        return "", f"{turns}\n\nQuestion: {question}\nAnswer:"
+def _chat(reader: Reader, question: str, history: Sequence[Turn], specials: Sequence[str]) -> str:
+    """The chat as its template renders it, with a mark for each special token of the user's."""
     messages: list[dict[str, str]] = []
     for asked, said in history:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
     messages.append({"role": "user", "content": question})
+    for message in messages:
+        for number, token in enumerate(specials):
+            message["content"] = message["content"].replace(token, f"\ue000{number}\ue001")
     messages[0]["content"] = f"{_PLACE}\n\n{messages[0]['content']}"
-    text = str(
+    return str(
         reader.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     )
-    before, _, after = text.partition(_PLACE)
-    return before, after
 
 
-def _with_first(reader: Reader, ids: Tensor) -> Tensor:
-    """The ids with the head token of plain text in front, unless one stands there."""
-    head = language_head(reader)
-    return ids if len(ids) and ids[0] == head[0] else torch.cat([head, ids])
+def _special_tokens(reader: Reader) -> list[str]:
+    """The longest first: one may be part of another."""
+    known = reader.tokenizer.added_tokens_decoder.values()
+    return sorted((str(token) for token in known if token.special), key=len, reverse=True)
+
+
+def _template_ids(reader: Reader, text: str, specials: Sequence[str]) -> Tensor:
+    """Token ids of a rendered chat; what was marked is encoded as text."""
+    pieces: list[Tensor] = []
+    for place, piece in enumerate(_MARK.split(text)):
+        if place % 2 == 0:
+            pieces.append(reader.encode_template(piece))
+        elif int(piece) < len(specials):
+            pieces.append(reader.encode(specials[int(piece)]))
+    return torch.cat(pieces)

