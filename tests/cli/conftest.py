@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import byte_tokenizer, tiny_llama
 from typer.testing import CliRunner, Result
 
-from extensible_embedding import ExtensibleEmbedder
+from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.cli import app
 
 
@@ -55,6 +56,24 @@ def saved(run: Run, book: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "saved"
     assert run("compress", book, "--out", folder, "--k", "4").exit_code == 0
     return folder
+
+
+@pytest.fixture
+def fine_tuned(tmp_path: Path) -> Path:
+    """A reader of the same shape with other weights."""
+    tiny_llama(seed=5).save_pretrained(tmp_path / "fine-tuned")
+    byte_tokenizer().save_pretrained(tmp_path / "fine-tuned")
+    return tmp_path / "fine-tuned"
+
+
+@pytest.fixture
+def no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For refusals that must not wait for a reader."""
+
+    def load(*arguments: object, **settings: object) -> None:
+        raise AssertionError("the reader was loaded")
+
+    monkeypatch.setattr(Reader, "from_pretrained", load)
 
 
 def plain(text: str) -> str:

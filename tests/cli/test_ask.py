@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from extensible_embedding import Context, released
+from extensible_embedding import Context, ExtensibleEmbedder, released
+from extensible_embedding.cli import console
 
 from .conftest import Run, refused
 
@@ -31,8 +32,8 @@ def test_ask_needs_no_embedder_for_saved_contexts(
 def test_ask_file_and_folder_agree(run: Run, saved: Path, book: Path) -> None:
     rest = ("-q", "Who?", "--k", "4", "--max-new-tokens", "8", "--json")
     first, second = (json.loads(run("ask", place, *rest).stdout) for place in (saved, book))
-    assert first == second
-    assert set(first) == {"text", "k", "num_context_tokens", "prompt_rows", "window"}
+    same = ("text", "k", "num_context_tokens", "prompt_rows", "window")
+    assert [first[name] for name in same] == [second[name] for name in same]
     assert (first["k"], first["window"]) == (4, 512)
 
 
@@ -62,7 +63,7 @@ def test_ask_files_and_folders_together(run: Run, saved: Path, book: Path, tmp_p
 
 def test_ask_that_does_not_fit_names_a_k(run: Run, saved: Path) -> None:
     refused(run("ask", saved, "-q", "Who?", "--k", "1"), 3, "at k=1", "would fit")
-    refused(run("ask", saved, "-q", "Who? " * 200), 3, "no k would fit")
+    refused(run("ask", saved, "-q", "Who? " * 200), 3, "the question alone takes", "shorter")
 
 
 def test_folder_without_context(run: Run, tmp_path: Path) -> None:
@@ -93,15 +94,24 @@ def test_damaged_embedder(run: Run, book: Path, embedder_folder: Path) -> None:
     refused(run("compress", book, "--out", "out"), 4, "model.safetensors")
 
 
-def test_another_reader(run: Run, saved: Path, book: Path, embedder_folder: Path) -> None:
-    from conftest import byte_tokenizer, tiny_llama
-
-    tiny_llama(seed=5).save_pretrained("other")
-    byte_tokenizer().save_pretrained("other")
-    models = ("--reader", "other", "--embedder", embedder_folder)
+def test_another_reader(
+    run: Run, saved: Path, book: Path, embedder_folder: Path, fine_tuned: Path
+) -> None:
+    models = ("--reader", fine_tuned, "--embedder", embedder_folder)
     result = run("ask", saved, "-q", "Who?", *models, models=False)
-    refused(result, 5, "fingerprint")
-    refused(run("compress", book, "--out", "out", *models, models=False), 5, "fingerprint")
+    refused(result, 5, "reader")
+    refused(run("compress", book, "--out", "out", *models, models=False), 5, "reader")
+
+
+def test_a_fine_tune_reads_with_derivative(
+    run: Run, saved: Path, book: Path, embedder_folder: Path, fine_tuned: Path
+) -> None:
+    models = ("--reader", fine_tuned, "--embedder", embedder_folder, "--derivative")
+    rest = ("-q", "Who?", "--max-new-tokens", "2", *models)
+    result = run("ask", saved, book, *rest, models=False)
+    assert result.exit_code == 0, result.output
+    assert run("compress", book, "--out", "out", *models, models=False).exit_code == 0
+    assert run("ask", "out", *rest, models=False).exit_code == 0
 
 
 def test_models_that_are_not_there(run: Run, book: Path, tiny_reader_folder: Path) -> None:
@@ -121,3 +131,105 @@ def test_released_embedder_missing(
     monkeypatch.setattr(released, "RELEASED_FOLDER", tmp_path / "gone")
     arguments = ("ask", book, "-q", "Who?", "--reader", tiny_reader_folder)
     refused(run(*arguments, models=False), 2, "released embedder", "gone")
+
+
+def test_a_long_text_beside_short_ones(run: Run, book: Path, tmp_path: Path) -> None:
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json")
+    shorts = []
+    for words in ("F", "Few", "Emma"):
+        shorts.append(tmp_path / f"{words}.txt")
+        shorts[-1].write_text(words)
+    for k in ("auto", "5"):
+        result = run("ask", book, *shorts, *rest, "--k", k)
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.stdout)
+        assert answer["num_context_tokens"] == len(book.read_text()) + 1 + 3 + 4
+    assert answer["k"] == 5
+    refused(run("ask", *shorts, "-q", "Who?", "--k", "17"), 2, "k is at most 16")
+
+
+@pytest.mark.parametrize("num_tokens", [380, 430, 440, 441, 442, 870, 871, 880, 1290, 1300])
+def test_auto_is_the_smallest_k_that_fits(
+    run: Run, book: Path, text: str, tiny_embedder: ExtensibleEmbedder, num_tokens: int
+) -> None:
+    book.write_text((text * 3)[:num_tokens])
+    result = run("ask", book, "-q", "Who?", "--max-new-tokens", "4", "--json")
+    answer = json.loads(result.stdout)
+    context = tiny_embedder.compress(book.read_text(), k=1)
+    others = answer["prompt_rows"] - context.rows_at(answer["k"])
+    assert answer["prompt_rows"] + 4 <= 512
+    if answer["k"] > 1:
+        assert others + context.rows_at(answer["k"] - 1) + 4 > 512
+
+
+def test_folders_without_a_common_k(run: Run, book: Path, saved: Path, tmp_path: Path) -> None:
+    for k in ("3", "7"):
+        assert run("compress", book, "--out", f"at-{k}", "--k", k).exit_code == 0
+    rest = ("-q", "Who?", "--max-new-tokens", "4")
+    refused(run("ask", "at-3", "at-7", book, *rest), 3, "'at-3' at 3", "'at-7' at 7", "again")
+    result = run("ask", "at-3", saved, book, *rest, "--json")
+    assert json.loads(result.stdout)["k"] == 12
+
+
+def test_rows_at_1_are_read_as_text(
+    run: Run, book: Path, tiny_embedder: ExtensibleEmbedder, tmp_path: Path
+) -> None:
+    tiny_embedder.compress(book.read_text(), k=1, title="raw").save(tmp_path / "raw")
+    result = run("ask", "raw", book, "-q", "Who?", "--max-new-tokens", "4", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["k"] == 3
+
+
+def test_a_k_that_saved_rows_do_not_have(run: Run, saved: Path, no_reader: None) -> None:
+    result = run("ask", saved, "-q", "Who?", "--k", "3")
+    refused(result, 2, "saved' was compressed at k=4", "read at 1, 4, 8, 12, 16", "--k is 3")
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_refusals_that_wait_for_no_reader(run: Run, book: Path) -> None:
+    ask = ("ask", book, "-q", "Who?")
+    refused(run(*ask, "--k", "9" * 5000), 2, "99999...", "`auto`")
+    refused(run(*ask, "--max-new-tokens", "0"), 2, "--max-new-tokens", "1 or more", "it is 0")
+    refused(run(*ask, "--max-new-tokens", "-3"), 2, "it is -3")
+    refused(run(*ask, "--window", "1"), 2, "--window")
+    refused(run(*ask, "--dtype", "int8"), 2, "--dtype", "float32")
+    refused(run(*ask, "--stream", "--json"), 2, "--stream", "leave out")
+    refused(run(*ask, "--device", "toaster"), 2, "--device", "'toaster'")
+    refused(run("ask", book, "-q", " "), 2, "--question is empty")
+
+
+def test_more_new_tokens_than_the_window(run: Run, book: Path) -> None:
+    result = run("ask", book, "-q", "Who?", "--max-new-tokens", "600")
+    refused(result, 3, "--max-new-tokens", "512 rows", "it is 600", "give at most")
+    limit = re.search(r"at most (\d+)", result.stderr)
+    assert limit is not None
+    short = run("ask", "book.txt", "-q", "Who?", "--max-new-tokens", limit[1])
+    assert "--max-new-tokens" not in short.stderr
+
+
+def test_how_the_reader_is_loaded(run: Run, book: Path) -> None:
+    book.write_text("Short enough. " * 10)
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--dtype", "bfloat16")
+    answer = json.loads(run("ask", book, *rest, "--window", "100", "--device", "cpu").stdout)
+    assert (answer["window"], answer["k"]) == (100, 2)
+
+
+def test_stderr_off_a_terminal(run: Run, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    result = run("ask", book, "-q", "Who?", "--max-new-tokens", "4")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "the text fits" not in result.stderr
+    book.write_text("Short enough.")
+    result = run("ask", book, "-q", "Who?", "--max-new-tokens", "4")
+    assert "k=1 (the text fits, so it is read raw; --k 4 forces rows)" in result.stderr
+    assert "k=1 (raw text)" in run("ask", book, "-q", "Who?", "--k", "1").stderr
+    result = run("ask", book, "-q", "Who?", "--max-new-tokens", "600")
+    assert result.stderr.startswith("Error: ")
+
+
+def test_the_bar_tells_a_speed_after_one_update() -> None:
+    bar = console.Progress(console.SpeedColumn("tokens"), disable=True)
+    task = bar.add_task("Compressing", total=10)
+    assert str(bar.columns[0](bar.tasks[0])) == ""  # type: ignore[operator]
+    bar.update(task, completed=10)
+    assert str(bar.columns[0](bar.tasks[0])).endswith(" tokens/s")  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,12 @@ def test_k_larger_than_a_chunk_or_the_context(run: Run, book: Path, tmp_path: Pa
     short = tmp_path / "short.txt"
     short.write_text("Few.")
     refused(run("compress", book, "--out", "out", "--k", "17"), 2, "at most 16", "k is 17")
-    refused(run("compress", short, "--out", "out", "--k", "8"), 2, "has 4 tokens", "k=4 or less")
+    refused(
+        run("compress", short, "--out", "out", "--k", "8"),
+        2,
+        "short.txt' has 4 tokens",
+        "--k is at most",
+    )
     assert not Path("out").exists()
 
 
@@ -112,3 +118,32 @@ def test_unreadable_file(run: Run, tmp_path: Path, command: str, kind: str) -> N
     rest = {"compress": ["--out", "out"], "ask": ["-q", "Who?"], "chat": []}[command]
     refused(run(command, unreadable(tmp_path, kind), *rest), 2, f"{kind}.txt")
     assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_compress_refuses_before_it_loads(
+    run: Run, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run("compress", book, "--out", "out", "--k", "1"), 2, "--k is 1", "--k 2")
+    below = book / "below" / "out"
+    refused(run("compress", book, "--out", below), 2, "--out", "book.txt' is a file")
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)
+    refused(run("compress", book, "--out", "out"), 6, "--out", "permissions")
+
+
+def test_compress_checks_every_text_first(run: Run, book: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Few.")
+    result = run("compress", book, tmp_path / "short.txt", "--out", "out", "--k", "8")
+    refused(result, 2, "short.txt")
+    assert result.stdout == ""
+    assert not Path("out").exists()
+
+
+def test_a_hidden_file_is_found_again(run: Run, book: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / ".notes.txt"
+    hidden.write_text("Some notes.")
+    assert run("compress", hidden, book, "--out", "out", "--k", "4").exit_code == 0
+    result = run("ask", "out", "-q", "Who?", "--k", "8", "--max-new-tokens", "2", "--json")
+    assert json.loads(result.stdout)["num_context_tokens"] == len("Some notes.") + len(
+        book.read_text()
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from extensible_embedding import Reader
+from extensible_embedding import Reader, released
 
 from .conftest import Run
 
@@ -18,9 +18,9 @@ def _small_demo(
     monkeypatch: pytest.MonkeyPatch, tiny_reader: Reader, book: Path, text: str
 ) -> None:
     book.write_text(text * 3, encoding="utf-8")
-    demo = sys.modules["extensible_embedding.cli.demo"]
-    monkeypatch.setattr(demo, "load_reader", lambda name: tiny_reader)
-    monkeypatch.setattr(demo, "book_path", lambda: book)
+    demo = import_module("extensible_embedding.cli.demo")
+    monkeypatch.setattr(demo, "load_reader", lambda name, models: tiny_reader)
+    monkeypatch.setattr(released, "book_path", lambda: book)
     monkeypatch.setattr(demo, "MAX_NEW_TOKENS", 4)
 
 

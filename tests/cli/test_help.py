@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 from typer.testing import CliRunner
 
-from extensible_embedding import __version__
-from extensible_embedding.cli import app
+from extensible_embedding import __version__, errors
+from extensible_embedding.cli import app, commands, train
+
+from .conftest import plain
 
 COMMANDS = ("ask", "chat", "compress", "demo", "eval", "info", "train")
 
@@ -37,3 +40,22 @@ def test_version() -> None:
 
 def test_unknown_option_is_a_usage_error() -> None:
     assert CliRunner().invoke(app, ["ask", "--nonsense"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "eval lm"])
+def test_help_is_for_people(command: str) -> None:
+    shown = CliRunner().invoke(app, [*command.split(), "--help"]).stdout
+    assert not re.search(r"<(bool|list|Path)|embedded|&#", shown)
+    assert "\n  reader takes those rows" in shown or command
+
+
+def test_help_names_every_exit_code() -> None:
+    shown = plain(CliRunner().invoke(app, ["--help"]).stdout)
+    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert {int(code) for code in re.findall(r"[:,] (\d+) ", shown)} == {0, 130, *codes}
+
+
+def test_train_has_one_signature() -> None:
+    """`commands.train` is there so that help does not import transformers."""
+    ours, worker = (inspect.signature(each).parameters for each in (commands.train, train.train))
+    assert list(ours) == list(worker)

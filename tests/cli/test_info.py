@@ -28,5 +28,18 @@ def test_info_without_models(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path
     result = run("info", "--json", models=False)
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert facts["embedded_reader"] == facts["released_embedder"] == "not found"
+    assert facts["built_in_reader"] == facts["released_embedder"] == "not found"
     assert facts["reader"] == facts["embedder"] == "not found"
+
+
+def test_info_of_a_reader_that_the_released_embedder_is_not_for(
+    run: Run, fine_tuned: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(released, "RELEASED_FOLDER", embedder_folder)
+    result = run("info", "--reader", fine_tuned, "--json", models=False)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["reader"]["layers"] == 4
+    assert facts["embedder"] == "the released embedder is made for another reader"
+    models = ("--reader", fine_tuned, "--embedder", embedder_folder)
+    assert run("info", *models, models=False).exit_code == 5

@@ -1,68 +1,46 @@
 """The command line, `extensible`: parse, call the library, print.
 
-One module a command; `group` turns errors into sentences and exit codes, `options` and `console`
-are what commands share, `sources` reads what `ask` and `chat` are given.
+One module a command, put together in `commands`; `group` turns errors into sentences and exit
+codes, `options` and `console` are what commands share, `sources` reads what `ask` and `chat` are
+given.
+
+Help, usage errors and unusable arguments are told at once: what needs torch is imported by the
+functions that work, after the arguments were checked.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from .._version import __version__
-from . import evaluate
-from .ask import ask
-from .chat import chat
-from .compress import compress
-from .demo import demo
-from .group import ExtensibleGroup
-from .info import info
-from .train import train
+if TYPE_CHECKING:
+    from .commands import app
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="extensible",
-    cls=ExtensibleGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 2 input or configuration not usable, 3 does not fit the window, "
-    "4 saved files damaged, 5 files do not belong together, 6 disk, 7 something not installed, "
-    "130 interrupted.",
-)
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(f"extensible-embedding {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def extensible(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
-        ),
-    ] = False,
-) -> None:
-    """Give a frozen language model documents longer than its window.
-
-    A small embedder turns every k tokens of a long text into one row, and the reader takes those
-    rows in place of the text. Begin with `extensible demo`.
-    """
-
-
-for _command in (demo, compress, ask, chat, train):
-    app.command()(_command)
-app.add_typer(evaluate.app, name="eval")
-app.command()(info)
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line, by default on the program's arguments, and exits with its code."""
-    app(args=None if arguments is None else list(arguments), prog_name="extensible")
+    try:
+        from .commands import app
+
+        app(args=None if arguments is None else list(arguments), prog_name="extensible")
+    except KeyboardInterrupt:  # where `group` is not yet, or no longer, there to tell
+        sys.exit(INTERRUPTED)
+
+
+def __getattr__(name: str) -> object:
+    """Imports `app` on first use, so that Ctrl-C while it is imported is told by `main`."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .commands import app
+
+    return app
+
+
+def __dir__() -> list[str]:
+    """Names the app, which typer looks for to generate the docs."""
+    return sorted({*globals(), *__all__})

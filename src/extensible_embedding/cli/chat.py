@@ -3,54 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import typer
 
-from ..answer import AnswerStream, Plan
-from ..context import Context
 from ..errors import WindowError
-from ..prompt import AUTO, Turn, question_prompt
-from ..reader import Reader
-from .ask import describe, print_stream
+from .ask import Reply, describe, print_stream, room_for_prompt
 from .compress import reserve_rows
-from .console import load_reader, stderr
-from .options import RELEASED, EmbedderOption, KOption, NewTokensOption, ReaderOption, parse_k
-from .sources import SourcesArgument, contexts_of, open_sources
+from .console import load_reader, note, quiet_libraries, stderr
+from .options import AUTO, Models, NewTokensOption, ReadingKOption, parse_k, with_models
+from .sources import Source, SourcesArgument, contexts_of, open_sources
+
+if TYPE_CHECKING:
+    from ..answer import AnswerStream, Plan
+    from ..context import Context
+    from ..prompt import Turn
+    from ..reader import Reader
 
 QUIT = "/quit"
 
 
+@with_models
 def chat(
     sources: SourcesArgument,
-    k: KOption = AUTO,
+    k: ReadingKOption = AUTO,
     max_new_tokens: NewTokensOption = 128,
-    reader: ReaderOption = "default",
-    embedder: EmbedderOption = RELEASED,
+    *,
+    models: Models,
 ) -> None:
     """Talk about long documents, turn by turn.
 
-    Type a question and press Enter; `/quit` or the end of input (Ctrl-D) ends. Earlier turns are
-    kept as far as the window allows, the oldest are dropped first.
+    Type a question and press Enter. Ctrl-C stops an answer; `/quit`, the end of input (Ctrl-D) or
+    Ctrl-C at the prompt ends. Earlier turns are kept as far as the window allows, the oldest are
+    dropped first.
     """
-    scale_factor, opened = parse_k(k), open_sources(sources)
-    loaded = load_reader(reader)
-    reserve = reserve_rows(loaded) + max_new_tokens
-    contexts = contexts_of(opened, loaded, embedder, k=scale_factor, reserve=reserve)
-    stderr().print(f"Ask away; {QUIT} or Ctrl-D ends.", markup=False)
+    scale_factor = parse_k(k)
+    opened = open_sources(sources, scale_factor)
+    _chat(opened, Reply(k=scale_factor, max_new_tokens=max_new_tokens), models)
+
+
+@quiet_libraries()
+def _chat(sources: Sequence[Source], how: Reply, models: Models) -> None:
+    from ..prompt import question_prompt
+
+    reader = load_reader(models.reader, models)
+    room = room_for_prompt(reader, "?", how.max_new_tokens)
+    room = max(room - reserve_rows(reader), room // 2)  # for questions and earlier turns
+    prompt_of = partial(question_prompt, reader, question="?")
+    contexts = contexts_of(sources, reader, models, k=how.k, prompt_of=prompt_of, room=room)
+    note(f"Ask away; Ctrl-C stops an answer, {QUIT} or Ctrl-D ends.")
     history: list[Turn] = []
     for question in _questions():
-        plan = _plan(loaded, contexts, question, history, scale_factor, max_new_tokens)
-        stderr().print(describe(plan, contexts, loaded), style="dim", markup=False)
-        reply = loaded.reply(plan.prompt, k=plan.k, stream=True, max_new_tokens=max_new_tokens)
-        assert isinstance(reply, AnswerStream)
-        history.append((question, print_stream(reply)))
+        try:
+            said = _turn(reader, contexts, question, history, how)
+        except WindowError as error:
+            typer.echo(f"Error: {error}", err=True)
+            continue
+        if said:
+            history.append((question, said))
 
 
 def _questions() -> Iterator[str]:
     while True:
         try:
             line = stderr().input("> ", markup=False).strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             typer.echo(err=True)
             return
         if line == QUIT:
@@ -59,20 +77,35 @@ def _questions() -> Iterator[str]:
             yield line
 
 
+def _turn(
+    reader: Reader, contexts: Sequence[Context], question: str, history: list[Turn], how: Reply
+) -> str:
+    """Answers a question; Ctrl-C leaves what was said so far."""
+    room_for_prompt(reader, question, how.max_new_tokens)
+    plan = _plan(reader, contexts, question, history, how)
+    note(describe(plan, contexts, reader, how.k))
+    reply = reader.reply(plan.prompt, k=plan.k, stream=True, max_new_tokens=how.max_new_tokens)
+    return print_stream(cast("AnswerStream", reply), stoppable=True)
+
+
 def _plan(
-    reader: Reader,
-    contexts: Sequence[Context],
-    question: str,
-    history: list[Turn],
-    k: int | str,
-    max_new_tokens: int,
+    reader: Reader, contexts: Sequence[Context], question: str, history: list[Turn], how: Reply
 ) -> Plan:
-    """The prompt with as much history as fits; drops the oldest turns from `history` itself."""
+    """The prompt with as much history as fits; drops the oldest turns from `history` itself.
+
+    A question that does not fit without any leaves it as it was.
+    """
+    from ..prompt import question_prompt
+
+    kept = list(history)
     while True:
-        prompt = question_prompt(reader, contexts, question, history)
+        prompt = question_prompt(reader, contexts, question, kept)
         try:
-            return reader.plan(prompt, k, max_new_tokens)
+            plan = reader.plan(prompt, how.k, how.max_new_tokens)
         except WindowError:
-            if not history:
+            if not kept:
                 raise
-            history.pop(0)
+            kept.pop(0)
+        else:
+            history[:] = kept
+            return plan

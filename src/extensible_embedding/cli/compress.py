@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..context import Context
-from ..embedder import ExtensibleEmbedder
-from ..errors import InputError
-from ..prompt import AUTO, smallest_k
-from ..reader import Reader
+from ..errors import InputError, StorageError
 from ..text import Document, read_document
-from .console import load_embedder, load_reader, progress_bar
-from .options import RELEASED, EmbedderOption, JsonOption, KOption, ReaderOption, parse_k
+from .console import load_embedder, load_reader, progress_bar, quiet_libraries
+from .options import AUTO, JsonOption, MakingKOption, Models, parse_k, with_models
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..embedder import ExtensibleEmbedder
+    from ..reader import Reader
 
 RESERVE_ROWS = 512
 """Rows that k=auto keeps free for the question and its answer."""
 
 
+@with_models
 def compress(
     files: Annotated[
         list[Path],
@@ -36,39 +40,79 @@ def compress(
             help="Folder of the saved context; with several files, each gets a folder inside it.",
         ),
     ],
-    k: KOption = AUTO,
-    reader: ReaderOption = "default",
-    embedder: EmbedderOption = RELEASED,
+    k: MakingKOption = AUTO,
     as_json: JsonOption = False,
+    *,
+    models: Models,
 ) -> None:
     """Compress files once, to ask about them many times.
 
     Each FILE becomes a folder that `extensible ask` and `extensible chat` take in its place. Rows
     made at k can be read at every multiple of k. A saved context in the way is replaced, any
-    other folder is left alone. 'auto' keeps 512 rows of the window free for question and answer.
+    other folder is left alone. `auto` keeps 512 rows of the window free for question and answer.
     """
-    scale_factor, folders = parse_k(k), target_folders(files, out)
+    scale_factor = parse_rows_k(k)
     documents = [read_document(file) for file in files]
-    loaded = load_embedder(embedder, load_reader(reader))
+    folders = target_folders(files, out)
+    _compress(documents, folders, scale_factor, models, as_json=as_json)
+
+
+def parse_rows_k(text: str) -> int | str:
+    """A scale factor of 2 or more, or "auto".
+
+    Raises:
+        InputError: it is neither.
+    """
+    k = parse_k(text)
+    if k == 1:
+        raise InputError(
+            "Rows stand for k tokens each, 2 or more, but --k is 1, which is the raw text; give "
+            "the text itself to `extensible ask`, or compress it at `--k 2` or more."
+        )
+    return k
+
+
+@quiet_libraries()
+def _compress(
+    documents: Sequence[Document],
+    folders: Sequence[Path],
+    k: int | str,
+    models: Models,
+    *,
+    as_json: bool,
+) -> None:
+    embedder = load_embedder(models, load_reader(models.reader, models))
+    texts = [embedder.reader.encode(document.text) for document in documents]
+    factors = [_factor(*pair, embedder, k) for pair in zip(documents, texts, strict=True)]
     results = []
-    for document, folder in zip(documents, folders, strict=True):
-        results.append(_compress_one(document, folder, loaded, scale_factor))
+    for one in zip(documents, texts, factors, folders, strict=True):
+        results.append(_compress_one(embedder, *one))
         if not as_json:
             typer.echo(_summary(results[-1]))
     if as_json:
         typer.echo(json.dumps({"contexts": results}, indent=2, ensure_ascii=False))
 
 
+def _factor(
+    document: Document, token_ids: Tensor, embedder: ExtensibleEmbedder, k: int | str
+) -> int:
+    """The scale factor of one text, checked before any is compressed."""
+    if isinstance(k, str):
+        return auto_k(len(token_ids), embedder)
+    if k > len(token_ids):
+        raise InputError(
+            f"--k is at most the length of a text, but it is {k} and {document.source!r} has "
+            f"{len(token_ids)} tokens; leave out that file, or give `--k auto`."
+        )
+    return k
+
+
 def _compress_one(
-    document: Document, folder: Path, embedder: ExtensibleEmbedder, k: int | str
+    embedder: ExtensibleEmbedder, document: Document, token_ids: Tensor, k: int, folder: Path
 ) -> dict[str, Any]:
-    token_ids = embedder.reader.encode(document.text)
-    scale_factor = auto_k(len(token_ids), embedder) if isinstance(k, str) else k
     start = time.monotonic()
     with progress_bar(f"Compressing {Path(document.source).name}", "tokens") as progress:
-        context = embedder.compress(
-            token_ids, k=scale_factor, title=document.title, progress=progress
-        )
+        context = embedder.compress(token_ids, k=k, title=document.title, progress=progress)
     seconds = time.monotonic() - start
     context.save(folder)
     return {
@@ -85,6 +129,8 @@ def _compress_one(
 
 def auto_k(num_tokens: int, embedder: ExtensibleEmbedder) -> int:
     """The smallest scale factor of 2 or more at which a text fits beside a question."""
+    from ..prompt import smallest_k
+
     config = embedder.config
     k = smallest_k(
         num_tokens,
@@ -105,7 +151,10 @@ def target_folders(files: Sequence[Path], out: Path) -> list[Path]:
 
     Raises:
         InputError: something other than a saved context is there.
+        StorageError: that place cannot be written.
     """
+    from ..context import Context
+
     if len(files) == 1:
         folders = [out]
     elif Context.is_saved_at(out):
@@ -114,10 +163,35 @@ def target_folders(files: Sequence[Path], out: Path) -> list[Path]:
             "itself; choose another --out."
         )
     else:
-        folders = [out / name for name in _distinct([file.stem for file in files])]
+        # No leading dot: `extensible ask DIR` passes over hidden folders.
+        names = [file.stem.lstrip(".") or "context" for file in files]
+        folders = [out / name for name in _distinct(names)]
     for folder in folders:
         _check_free(folder)
+        check_writable("--out", folder)
     return folders
+
+
+def check_writable(option: str, place: Path) -> None:
+    """Raises before hours of work unless a file or a folder can be made or replaced at a place.
+
+    Raises:
+        InputError: a file stands where its folder should be.
+        StorageError: its folder may not be written.
+    """
+    parent = Path(os.path.realpath(place)).parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(
+            f"{option} is a place in a folder, but of {str(place)!r} the part {str(parent)!r} is a "
+            f"file; choose another {option}."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{option} is a place that you may write, but in {str(parent)!r} you may not; change "
+            f"its permissions or choose another {option}."
+        )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -132,6 +206,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _check_free(folder: Path) -> None:
+    from ..context import Context
+
     if folder.is_dir():
         free = Context.is_saved_at(folder) or not any(folder.iterdir())
     else:

@@ -1,9 +1,14 @@
-"""What a person sees while a command works: spinners and progress bars, all on stderr."""
+"""What a person sees while a command works: notes, spinners and progress bars, all on stderr.
+
+Where stderr is no terminal, nothing moves: only notes are written, unwrapped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +21,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..embedder import ExtensibleEmbedder
-from ..embedder import Progress as OnProgress
-from ..reader import Reader
-from ..released import released_embedder
-from .options import RELEASED
+from ..errors import InputError
+from .options import RELEASED, Models
+
+if TYPE_CHECKING:
+    from ..embedder import ExtensibleEmbedder
+    from ..reader import Reader
+
+OnProgress = Callable[[int, int], None]
+"""Called with (done, in all)."""
+
+_UNWRAPPED = 10_000
 
 
 def stderr() -> Console:
@@ -29,22 +40,41 @@ def stderr() -> Console:
 
 
 def stdout() -> Console:
-    """The console for tables; JSON and answers go out without it, unwrapped."""
-    return Console(highlight=False)
+    """The console for tables, as wide as they are where no terminal limits them."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED)
 
 
-def load_reader(name: str) -> Reader:
-    """The reader, behind a spinner."""
-    with stderr().status(f"Loading the reader {name!r} ..."):
-        return Reader.from_pretrained(name)
+def note(text: str) -> None:
+    """Prints a line on stderr."""
+    stderr().print(text, style="dim", markup=False, soft_wrap=True)
 
 
-def load_embedder(name: str, reader: Reader) -> ExtensibleEmbedder:
-    """The embedder for a reader, behind a spinner."""
-    with stderr().status(f"Loading the embedder {name!r} ..."):
-        if name == RELEASED:
-            return released_embedder(reader)
-        return ExtensibleEmbedder.from_pretrained(name, reader)
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Shows that something goes on."""
+    console = stderr()
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
+    """Shows a bar; yields the function that moves it, called with (done, in all)."""
+    console = stderr()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        SpeedColumn(unit),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=1, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 class SpeedColumn(ProgressColumn):
@@ -55,21 +85,90 @@ class SpeedColumn(ProgressColumn):
         super().__init__()
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s")
+        speed = task.finished_speed or task.speed or task.completed / (task.elapsed or 1)
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed else "")
 
 
 @contextmanager
-def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
-    """Shows a bar; yields the function that moves it, called with (done, in all)."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
-        SpeedColumn(unit),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr()) as bar:
-        task = bar.add_task(description, total=1, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+def quiet_libraries() -> Iterator[None]:
+    """Switches off transformers' progress bars and log lines; undone on leaving."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_loading
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with _without_bar(vars(gguf_loading)):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_bar(names: dict[str, Any]) -> Iterator[None]:
+    """Silences the plain tqdm of a module, which no setting of transformers reaches, if it has one.
+
+    A bar is a nuisance and no fault: where a later transformers calls it otherwise, it shows.
+    """
+    bar = names.get("tqdm")
+    if bar is None:
+        yield
+        return
+    names["tqdm"] = lambda *arguments, **settings: bar(*arguments, **{**settings, "disable": True})
+    try:
+        yield
+    finally:
+        names["tqdm"] = bar
+
+
+def load_reader(name: str, models: Models | None = None) -> Reader:
+    """The reader, behind a spinner; with the device, type and window that `models` asks for.
+
+    Raises:
+        InputError: there is no such model or device.
+    """
+    models = models or Models()
+    with spinner(f"Loading the reader {name!r} ..."):
+        import torch
+
+        from ..reader import Reader
+
+        return Reader.from_pretrained(
+            name,
+            dtype=getattr(torch, models.dtype.value) if models.dtype else None,
+            device=_usable_device(models.device) if models.device else None,
+            window=models.window,
+            trust_remote_code=models.trust_remote_code,
+        )
+
+
+def _usable_device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"--device is a device that this torch can use, such as `cpu`, but {name!r} is not "
+            f"({reason}); `extensible info` shows the default one."
+        ) from error
+    return name
+
+
+def load_embedder(models: Models, reader: Reader) -> ExtensibleEmbedder:
+    """The embedder for a reader, behind a spinner."""
+    with spinner(f"Loading the embedder {models.embedder!r} ..."):
+        from ..embedder import ExtensibleEmbedder
+        from ..released import RELEASED_FOLDER, has_released_embedder, released_embedder
+
+        if models.embedder != RELEASED:
+            name = models.embedder
+        elif has_released_embedder() and models.derivative:
+            name = str(RELEASED_FOLDER)
+        else:
+            return released_embedder(reader)
+        return ExtensibleEmbedder.from_pretrained(name, reader, derivative=models.derivative)

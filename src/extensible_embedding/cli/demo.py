@@ -8,23 +8,23 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from rich.table import Table
-from torch import Tensor
 
-from ..answer import AnswerStream
-from ..context import Context
-from ..embedder import ExtensibleEmbedder
-from ..prompt import Prompt, language_head, question_prompt
-from ..reader import EMBEDDED_NAME, Reader
-from ..released import book_path
-from ..text import read_document
 from .ask import print_stream
-from .compress import auto_k
-from .console import load_embedder, load_reader, progress_bar, stderr, stdout
-from .options import RELEASED, EmbedderOption, JsonOption, KOption, parse_k
+from .compress import auto_k, parse_rows_k
+from .console import load_embedder, load_reader, progress_bar, quiet_libraries, spinner, stdout
+from .options import RELEASED, EmbedderOption, JsonOption, MakingKOption, Models
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..answer import AnswerStream
+    from ..context import Context
+    from ..embedder import ExtensibleEmbedder
+    from ..reader import Reader
 
 TITLE = "Northanger Abbey, Jane Austen"
 QUESTIONS = (
@@ -42,7 +42,7 @@ PAGE_TOKENS = 256
 
 
 def demo(
-    k: KOption = "32",
+    k: MakingKOption = "32",
     embedder: EmbedderOption = RELEASED,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,8 +51,13 @@ def demo(
     Compresses the shipped book, shows what that costs against raw text, asks two questions and
     measures how well the reader predicts the last page. Takes minutes on two cores.
     """
-    loaded = load_embedder(embedder, load_reader(EMBEDDED_NAME))
-    book, seconds = _compress(loaded, parse_k(k))
+    _demo(parse_rows_k(k), Models(embedder=embedder), as_json=as_json)
+
+
+@quiet_libraries()
+def _demo(k: int | str, models: Models, *, as_json: bool) -> None:
+    loaded = load_embedder(models, load_reader(models.reader, models))
+    book, seconds = _compress(loaded, k)
     asked = [_ask(loaded.reader, book, *pair, show=not as_json) for pair in QUESTIONS]
     cost = _cost(loaded.reader, book, seconds, asked)
     if not as_json:
@@ -68,6 +73,9 @@ def demo(
 
 def _compress(embedder: ExtensibleEmbedder, k: int | str) -> tuple[Context, float]:
     """The book as a context, and the seconds that it took."""
+    from ..released import book_path
+    from ..text import read_document
+
     token_ids = embedder.reader.encode(read_document(book_path()).text)
     scale_factor = auto_k(len(token_ids), embedder) if isinstance(k, str) else k
     start = time.monotonic()
@@ -99,9 +107,11 @@ class Asked:
 
 
 def _ask(reader: Reader, book: Context, question: str, in_the_book: str, *, show: bool) -> Asked:
+    from ..prompt import question_prompt
+
     prompt = question_prompt(reader, [book], question)
-    stream = reader.reply(prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS)
-    assert isinstance(stream, AnswerStream)
+    reply = reader.reply(prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS)
+    stream = cast("AnswerStream", reply)
     if show:
         typer.echo(f"\nQuestion: {question}\nAnswer: ", nl=False)
         answer = print_stream(stream)
@@ -199,6 +209,8 @@ def _megabytes(value: int) -> str:
 
 def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, Any]]:
     """Perplexity of the book's last tokens after three contexts."""
+    from ..prompt import Prompt, language_head
+
     reader = embedder.reader
     before, page = book.token_ids[:-PAGE_TOKENS], book.token_ids[-PAGE_TOKENS:]
     recent = before[-(reader.window - PAGE_TOKENS - 1) :]
@@ -210,7 +222,7 @@ def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, An
     pages = []
     for label, num_tokens, parts in contexts:
         prompt = Prompt(parts=(language_head(reader), *parts))
-        with stderr().status(f"Reading the last page after {label} ..."):
+        with spinner(f"Reading the last page after {label} ..."):
             loss = float(reader.nll(prompt.embeds(reader, 1), page).mean())
         pages.append(
             {

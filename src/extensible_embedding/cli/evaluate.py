@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from ..downsampling import check_scale_factor
 from ..errors import InputError
-from .console import load_embedder, load_reader, progress_bar, stdout
-from .options import RELEASED, EmbedderOption, ReaderOption, parse_k
+from .compress import check_writable
+from .console import load_embedder, load_reader, progress_bar, quiet_libraries, stdout
+from .group import ExtensibleCommand, remember_json, summary
+from .options import Models, at_least, parse_scale_factor, with_models
 
 if TYPE_CHECKING:
     from ..evals.records import LmRecord
 
-app = typer.Typer(no_args_is_help=True, help="Measure an embedder.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, short_help="Measure an embedder.")
 
 
 @app.callback()
@@ -25,7 +27,7 @@ def evaluations() -> None:
     """Measure an embedder against its reader on raw text."""
 
 
-@app.command()
+@with_models
 def lm(
     data: Annotated[
         list[Path],
@@ -41,8 +43,8 @@ def lm(
         typer.Option(
             "--methods",
             metavar="NAME,...",
-            help="What stands before the targets: 'none' no context, 'raw' the context's tokens, "
-            "'extensible' its rows.",
+            help="What stands before the targets: `none` no context, `raw` the tokens of the "
+            "context, `extensible` its rows.",
         ),
     ] = "none,raw,extensible",
     k: Annotated[
@@ -52,50 +54,118 @@ def lm(
         str, typer.Option("--context-tokens", metavar="N,...", help="Lengths of the context.")
     ] = "1024,4096",
     target_tokens: Annotated[
-        int, typer.Option("--target-tokens", metavar="N", help="Tokens predicted after a context.")
+        int,
+        typer.Option(
+            "--target-tokens",
+            metavar="N",
+            help="Tokens predicted after a context.",
+            callback=at_least(1, "--target-tokens"),
+        ),
     ] = 256,
     num_targets: Annotated[
-        int, typer.Option("--num-targets", metavar="N", help="Places measured in each file.")
+        int,
+        typer.Option(
+            "--num-targets",
+            metavar="N",
+            help="Places measured in each file.",
+            callback=at_least(1, "--num-targets"),
+        ),
     ] = 64,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the places drawn.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write every record there.")
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Also write every record there, and an error as JSON on stdout.",
+            is_eager=True,
+            callback=remember_json,
+        ),
     ] = None,
-    reader: ReaderOption = "default",
-    embedder: EmbedderOption = RELEASED,
+    *,
+    models: Models,
 ) -> None:
     """Measure how well the reader predicts text after compressed context.
 
     Compares the loss on the same targets without context, after raw context and after rows.
     """
+    asked = Measurement(
+        data=[*data, *(more or [])],
+        methods=_parts(methods),
+        scale_factors=[parse_scale_factor(part) for part in _parts(k)],
+        context_tokens=[_positive("--context-tokens", part) for part in _parts(context_tokens)],
+        target_tokens=target_tokens,
+        num_targets=num_targets,
+        seed=seed,
+        out=out,
+    )
+    asked.check()
+    _measure(asked, models)
+
+
+app.command(name="lm", cls=ExtensibleCommand, short_help=summary(lm))(lm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is to be measured, and the file of the records."""
+
+    data: list[Path]
+    methods: list[str]
+    scale_factors: list[int]
+    context_tokens: list[int]
+    target_tokens: int
+    num_targets: int
+    seed: int
+    out: Path | None
+
+    def check(self) -> None:
+        """Raises InputError or StorageError before a model is loaded for nothing."""
+        from ..evals.lm import METHODS
+
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods:
+            found = f"{unknown[0]!r} is none of them" if unknown else "none is given"
+            raise InputError(
+                f"--methods names one or more of {', '.join(METHODS)}, but {found}; choose of "
+                "these, with commas between."
+            )
+        missing = [file for file in self.data if not file.is_file()]
+        if missing:
+            raise InputError(
+                f"--data names files, but there is no file {str(missing[0])!r}; check the path."
+            )
+        if self.out is not None:
+            check_writable("--json", self.out)
+
+
+@quiet_libraries()
+def _measure(asked: Measurement, models: Models) -> None:
     from ..evals.lm import evaluate_lm
     from ..evals.records import write_records
 
-    factors = [check_scale_factor(parse_k(part)) for part in _parts(k)]
-    lengths = [_positive("--context-tokens", part) for part in _parts(context_tokens)]
-    loaded = load_embedder(embedder, load_reader(reader))
-    files = [*data, *(more or [])]
+    embedder = load_embedder(models, load_reader(models.reader, models))
     with progress_bar("Evaluating", "targets") as progress:
         records = evaluate_lm(
-            loaded,
-            files,
-            methods=_parts(methods),
-            scale_factors=factors,
-            context_tokens=lengths,
-            target_tokens=target_tokens,
-            num_targets=num_targets,
-            seed=seed,
+            embedder,
+            asked.data,
+            methods=asked.methods,
+            scale_factors=asked.scale_factors,
+            context_tokens=asked.context_tokens,
+            target_tokens=asked.target_tokens,
+            num_targets=asked.num_targets,
+            seed=asked.seed,
             progress=progress,
         )
-    if out is not None:
-        asked = {
-            "data": files,
-            "reader": loaded.reader.name,
-            "embedder": embedder,
-            "target_tokens": target_tokens,
-            "seed": seed,
+    if asked.out is not None:
+        configuration = {
+            "data": asked.data,
+            "reader": embedder.reader.name,
+            "embedder": models.embedder,
+            "target_tokens": asked.target_tokens,
+            "seed": asked.seed,
         }
-        write_records(records, out, configuration=asked)
+        write_records(records, asked.out, configuration=configuration)
     stdout().print(records_table(records))
 
 
@@ -114,7 +184,11 @@ def _positive(option: str, text: str) -> int:
 
 def records_table(records: Sequence[LmRecord]) -> Table:
     """Loss, perplexity and recovery of each record, with 95 percent intervals."""
-    table = Table("domain", "method", "k", "context", "targets", "loss", "perplexity", "recovery")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("domain", overflow="fold")
+    table.add_column("method", no_wrap=True)
+    for name in ("k", "tokens", "n", "loss", "ppl", "recovery"):
+        table.add_column(name, justify="right", no_wrap=True)
     for record in records:
         table.add_row(
             record.domain,
@@ -122,16 +196,16 @@ def records_table(records: Sequence[LmRecord]) -> Table:
             str(record.k),
             f"{record.context_tokens:,}",
             str(record.num_targets),
-            f"{record.loss_nats:.3f} [{record.loss_low:.3f}, {record.loss_high:.3f}]",
-            f"{record.perplexity:.2f}",
-            _recovery(record),
+            _interval(record.loss_nats, record.loss_low, record.loss_high),
+            "-" if record.perplexity is None else f"{record.perplexity:.2f}",
+            _interval(record.recovery, record.recovery_low, record.recovery_high),
         )
     return table
 
 
-def _recovery(record: LmRecord) -> str:
-    if record.recovery is None:
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
         return "-"
-    if record.recovery_low is None or record.recovery_high is None:
-        return f"{record.recovery:.3f}"
-    return f"{record.recovery:.3f} [{record.recovery_low:.3f}, {record.recovery_high:.3f}]"
+    if low is None or high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]"

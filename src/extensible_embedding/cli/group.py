@@ -1,4 +1,4 @@
-"""Errors of a command -> one sentence and an exit code; libraries kept quiet meanwhile.
+"""Errors of a command -> one sentence and an exit code.
 
 In: whatever a command raises. Out: `Error: <sentence>` on stderr, with --json also an object on
 stdout, and the exit code of the error. Errors that a user cannot cause pass through.
@@ -6,22 +6,20 @@ stdout, and the exit code of the error. Errors that a user cannot cause pass thr
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
-from transformers import modeling_gguf_pytorch_utils as gguf_loading
-from transformers.utils import logging as transformers_logging
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from ..errors import ExtensibleError
+from . import INTERRUPTED
 
-INTERRUPTED = 130
 _JSON = "extensible_embedding.json"
+_Value = TypeVar("_Value")
 
 
 class ExtensibleGroup(TyperGroup):
@@ -29,46 +27,43 @@ class ExtensibleGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with quiet_libraries():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 return super().invoke(ctx)
         except ExtensibleError as error:
-            _report(error, as_json=bool(ctx.meta.get(_JSON)))
+            typer.echo(f"Error: {error}", err=True)
+            _report_json(ctx, str(error), type(error).__name__, error.exit_code)
             raise typer.Exit(error.exit_code) from error
+        except typer.BadParameter as error:
+            _report_json(ctx, error.format_message(), "UsageError", error.exit_code)
+            raise
         except KeyboardInterrupt:
             typer.echo("\nInterrupted; nothing half-written was left.", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
-def remember_json(ctx: typer.Context, value: bool) -> bool:
-    """Callback of a --json flag: errors are to be printed as JSON too."""
-    ctx.meta[_JSON] = value
+class ExtensibleCommand(TyperCommand):
+    """A command whose help names its arguments without the Python type."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+
+
+def summary(command: Callable[..., None]) -> str:
+    """First line of a command's description, which typer would cut at 45 characters."""
+    return inspect.cleandoc(command.__doc__ or "").partition("\n")[0]
+
+
+def remember_json(ctx: typer.Context, value: _Value) -> _Value:
+    """Callback of a --json option: errors are to be printed as JSON too."""
+    ctx.meta[_JSON] = bool(value)
     return value
 
 
-def _report(error: ExtensibleError, *, as_json: bool) -> None:
-    typer.echo(f"Error: {error}", err=True)
-    if as_json:
-        fields = {"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code}
+def _report_json(ctx: Any, message: str, kind: str, exit_code: int) -> None:
+    if ctx.meta.get(_JSON):
+        fields = {"error": message, "type": kind, "exit_code": exit_code}
         typer.echo(json.dumps(fields, ensure_ascii=False))
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Switches off transformers' progress bars, log lines and warnings; undone on leaving."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    # The bar of GGUF files is a plain tqdm that no setting of transformers reaches.
-    names = vars(gguf_loading)
-    gguf_bar = names["tqdm"]
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    names["tqdm"] = partial(gguf_bar, disable=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        names["tqdm"] = gguf_bar
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

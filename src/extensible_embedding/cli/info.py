@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 import typer
 from rich.table import Table
 
 from .._version import __version__
-from ..embedder import ExtensibleEmbedder
-from ..errors import MissingExtraError
-from ..reader import EMBEDDED_NAME, Reader, default_device, default_dtype, embedded_reader
-from ..released import has_released_embedder
-from .console import load_embedder, load_reader, stdout
-from .options import RELEASED, EmbedderOption, JsonOption, ReaderOption
+from ..errors import MismatchError, MissingExtraError
+from .console import load_embedder, load_reader, quiet_libraries, stdout
+from .options import BUILT_IN, RELEASED, JsonOption, Models, with_models
+
+if TYPE_CHECKING:
+    from ..embedder import ExtensibleEmbedder
+    from ..reader import Reader
+
+FOUND, NOT_FOUND = "found", "not found"
+OF_ANOTHER_READER = "the released embedder is made for another reader"
 
 
-def info(
-    reader: ReaderOption = EMBEDDED_NAME,
-    embedder: EmbedderOption = RELEASED,
-    as_json: JsonOption = False,
-) -> None:
+@with_models
+def info(as_json: JsonOption = False, *, models: Models) -> None:
     """Show versions, the machine, the reader and the embedder.
 
-    The embedded reader and the released embedder may be missing; that is shown, not an error.
+    The built-in reader and the released embedder may be missing; that is shown, not an error.
     """
+    _info(models, as_json=as_json)
+
+
+@quiet_libraries()
+def _info(models: Models, *, as_json: bool) -> None:
     facts = _installation()
-    loaded = None
-    if reader != EMBEDDED_NAME or facts["embedded_reader"] == FOUND:
-        loaded = load_reader(reader)
-    facts["reader"] = describe_reader(loaded) if loaded else NOT_FOUND
-    facts["embedder"] = _embedder(embedder, loaded)
+    reader = None
+    if models.reader != BUILT_IN or facts["built_in_reader"] == FOUND:
+        reader = load_reader(models.reader, models)
+    facts["reader"] = describe_reader(reader) if reader else NOT_FOUND
+    facts["embedder"] = _embedder(models, reader)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         stdout().print(_table(facts))
 
 
-FOUND, NOT_FOUND = "found", "not found"
-
-
 def _installation() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from ..reader import default_device, default_dtype
+    from ..released import has_released_embedder
+
     device = default_device()
     return {
         "version": __version__,
@@ -52,12 +59,14 @@ def _installation() -> dict[str, Any]:
         "device": str(device),
         "dtype": str(default_dtype(device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "embedded_reader": FOUND if _has_embedded_reader() else NOT_FOUND,
+        "built_in_reader": FOUND if _has_built_in_reader() else NOT_FOUND,
         "released_embedder": FOUND if has_released_embedder() else NOT_FOUND,
     }
 
 
-def _has_embedded_reader() -> bool:
+def _has_built_in_reader() -> bool:
+    from ..reader import embedded_reader
+
     try:
         embedded_reader()
     except MissingExtraError:
@@ -78,10 +87,17 @@ def describe_reader(reader: Reader) -> dict[str, Any]:
     }
 
 
-def _embedder(name: str, reader: Reader | None) -> dict[str, Any] | str:
-    if reader is None or (name == RELEASED and not has_released_embedder()):
+def _embedder(models: Models, reader: Reader | None) -> dict[str, Any] | str:
+    from ..released import has_released_embedder
+
+    if reader is None or (models.embedder == RELEASED and not has_released_embedder()):
         return NOT_FOUND
-    return describe_embedder(load_embedder(name, reader))
+    try:
+        return describe_embedder(load_embedder(models, reader))
+    except MismatchError:
+        if models.embedder == RELEASED and models.reader != BUILT_IN:
+            return OF_ANOTHER_READER
+        raise
 
 
 def describe_embedder(embedder: ExtensibleEmbedder) -> dict[str, Any]:

@@ -1,47 +1,60 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and how their values are read.
+
+Imports no torch: unusable values are told at once.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..downsampling import check_scale_factor
-from ..prompt import AUTO
+from ..errors import InputError
 from .group import remember_json
 
+AUTO = "auto"
 RELEASED = "released"
+BUILT_IN = "default"
+_MAX_DIGITS = 9
 
-ReaderOption = Annotated[
-    str,
-    typer.Option(
-        "--reader",
-        metavar="READER",
-        help="The frozen language model that answers: a hub id, a folder of transformers, a .gguf "
-        "file, or 'default' for the embedded SmolLM2-135M-Instruct.",
-    ),
-]
+
+class Dtype(str, Enum):
+    """Types that weights are loaded in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def at_least(least: int, option: str) -> Callable[[int | None], int | None]:
+    """Callback of an option whose value has a lower limit."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and value < least:
+            raise InputError(
+                f"{option} is a whole number of {least} or more, but it is {value}; give a larger "
+                "one or leave it out."
+            )
+        return value
+
+    return check
+
+
 EmbedderOption = Annotated[
     str,
     typer.Option(
         "--embedder",
         metavar="EMBEDDER",
-        help="The embedder that makes the rows: a folder, a hub id, or 'released' for the one that "
+        help="The embedder that makes the rows: a folder, a hub id, or `released`, the one that "
         "ships with the package. It must have been trained for the reader.",
     ),
-]
-KOption = Annotated[
-    str,
-    typer.Option(
-        "--k",
-        metavar="N|auto",
-        help="Scale factor: context tokens that one row stands for. 1 reads the raw text, 'auto' "
-        "takes the smallest at which all fits in the reader's window.",
-    ),
-]
-NewTokensOption = Annotated[
-    int,
-    typer.Option("--max-new-tokens", metavar="N", help="Stop an answer after this many tokens."),
 ]
 JsonOption = Annotated[
     bool,
@@ -52,6 +65,122 @@ JsonOption = Annotated[
         callback=remember_json,
     ),
 ]
+ReadingKOption = Annotated[
+    str,
+    typer.Option(
+        "--k",
+        metavar="N|auto",
+        help="Scale factor: context tokens that one row stands for. 1 reads the raw text, `auto` "
+        "takes the smallest at which all fits in the window.",
+    ),
+]
+MakingKOption = Annotated[
+    str,
+    typer.Option(
+        "--k",
+        metavar="N|auto",
+        help="Scale factor: context tokens that one row stands for, 2 or more. `auto` takes the "
+        "smallest at which the rows fit in the window beside a question and its answer.",
+    ),
+]
+NewTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="N",
+        help="Stop an answer after this many tokens.",
+        callback=at_least(1, "--max-new-tokens"),
+    ),
+]
+ConfigOption = Annotated[
+    Path,
+    typer.Option(
+        "--config", metavar="FILE", help="YAML file with the settings, such as configs/*.yaml."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The reader and the embedder that a command works with, and how to load them."""
+
+    reader: Annotated[
+        str,
+        typer.Option(
+            "--reader",
+            metavar="READER",
+            help="The frozen language model that answers: a hub id, a folder of transformers, a "
+            ".gguf file, or `default`, the built-in SmolLM2-135M-Instruct.",
+        ),
+    ] = BUILT_IN
+    embedder: EmbedderOption = RELEASED
+    derivative: Annotated[
+        bool,
+        typer.Option(
+            "--derivative",
+            help="Accept a reader that is a fine-tune of the one that the embedder and the saved "
+            "contexts were made for.",
+        ),
+    ] = False
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Where the models run, such as `cpu` or `cuda:1`; by default the accelerator if "
+            "there is one.",
+        ),
+    ] = None
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            help="Type of the reader's weights; by default bfloat16 where the machine multiplies "
+            "it fast, else float32.",
+        ),
+    ] = None
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            metavar="N",
+            help="The most rows that the reader may hold; by default what its configuration says.",
+            callback=at_least(2, "--window"),
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the reader."),
+    ] = False
+
+
+def with_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `Models`, which it takes as one value named `models`."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    hints = get_type_hints(Models, include_extras=True)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(Models)
+    ]
+    names = [option.name for option in options]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        models = Models(**{name: values.pop(name) for name in names})
+        command(**values, models=models)
+
+    parameters = [
+        *(each.replace(kind=each.KEYWORD_ONLY) for each in own if each.name != "models"),
+        *options,
+    ]
+    vars(wrapped)["__signature__"] = inspect.Signature(parameters)
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped
 
 
 def parse_k(text: str) -> int | str:
@@ -62,5 +191,25 @@ def parse_k(text: str) -> int | str:
     """
     if text == AUTO:
         return AUTO
-    is_whole = text.removeprefix("-").isdecimal()
-    return check_scale_factor(int(text) if is_whole else text)
+    if text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) >= 1:
+        return int(text)
+    shown = text if len(text) <= 20 else f"{text[:20]}..."
+    raise InputError(
+        f"--k is a scale factor, a whole number of tokens per row from 1 to the length of a chunk, "
+        f"or `auto`, but it is {shown!r}; give for example `--k 4`."
+    )
+
+
+def parse_scale_factor(text: str) -> int:
+    """A scale factor that may not be "auto".
+
+    Raises:
+        InputError: it is something else.
+    """
+    number = parse_k(text)
+    if isinstance(number, str):
+        raise InputError(
+            f"Here --k is whole numbers with commas between, but it has {text!r}; give for example "
+            "`--k 4,16`."
+        )
+    return number
