@@ -99,8 +99,8 @@ def test_another_reader(
 ) -> None:
     models = ("--reader", fine_tuned, "--embedder", embedder_folder)
     result = run("ask", saved, "-q", "Who?", *models, models=False)
-    refused(result, 5, "reader")
-    refused(run("compress", book, "--out", "out", *models, models=False), 5, "reader")
+    refused(result, 5, "saved'", "--reader", "--derivative")
+    refused(run("compress", book, "--out", "out", *models, models=False), 5, "give --derivative")
 
 
 def test_a_fine_tune_reads_with_derivative(

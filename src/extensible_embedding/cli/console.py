@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..errors import InputError
+from ..errors import InputError, MismatchError
 from .options import RELEASED, Models
 
 if TYPE_CHECKING:
@@ -92,36 +92,17 @@ class SpeedColumn(ProgressColumn):
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Switches off transformers' progress bars and log lines; undone on leaving."""
-    from transformers import modeling_gguf_pytorch_utils as gguf_loading
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with _without_bar(vars(gguf_loading)):
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _without_bar(names: dict[str, Any]) -> Iterator[None]:
-    """Silences the plain tqdm of a module, which no setting of transformers reaches, if it has one.
-
-    A bar is a nuisance and no fault: where a later transformers calls it otherwise, it shows.
-    """
-    bar = names.get("tqdm")
-    if bar is None:
-        yield
-        return
-    names["tqdm"] = lambda *arguments, **settings: bar(*arguments, **{**settings, "disable": True})
-    try:
-        yield
-    finally:
-        names["tqdm"] = bar
 
 
 def load_reader(name: str, models: Models | None = None) -> Reader:
@@ -160,15 +141,23 @@ def _usable_device(name: str) -> str:
 
 
 def load_embedder(models: Models, reader: Reader) -> ExtensibleEmbedder:
-    """The embedder for a reader, behind a spinner."""
+    """The embedder for a reader, behind a spinner.
+
+    Raises:
+        InputError: there is no such embedder.
+        CheckpointError: it is damaged.
+        MismatchError: it was trained for another reader.
+    """
     with spinner(f"Loading the embedder {models.embedder!r} ..."):
         from ..embedder import ExtensibleEmbedder
         from ..released import RELEASED_FOLDER, has_released_embedder, released_embedder
 
-        if models.embedder != RELEASED:
-            name = models.embedder
-        elif has_released_embedder() and models.derivative:
-            name = str(RELEASED_FOLDER)
-        else:
-            return released_embedder(reader)
-        return ExtensibleEmbedder.from_pretrained(name, reader, derivative=models.derivative)
+        name = str(RELEASED_FOLDER) if models.embedder == RELEASED else models.embedder
+        if models.embedder == RELEASED and not has_released_embedder():
+            return released_embedder(reader)  # raises: it is not there
+        try:
+            return ExtensibleEmbedder.from_pretrained(name, reader, derivative=models.derivative)
+        except MismatchError as error:
+            raise MismatchError(
+                str(error).replace("pass derivative=True", "give --derivative")
+            ) from error

@@ -76,6 +76,8 @@ def _has_built_in_reader() -> bool:
 
 def describe_reader(reader: Reader) -> dict[str, Any]:
     """What tells a reader from another."""
+    from ..reader import HASH_DIGITS
+
     return {
         "name": reader.name,
         "layers": reader.num_layers,
@@ -83,7 +85,7 @@ def describe_reader(reader: Reader) -> dict[str, Any]:
         "vocabulary": reader.vocab_size,
         "window": reader.window,
         "dtype": str(reader.dtype).removeprefix("torch."),
-        "fingerprint": reader.fingerprint,
+        "fingerprint": reader.fingerprint[:HASH_DIGITS],
     }
 
 

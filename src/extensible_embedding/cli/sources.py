@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError, WindowError
+from ..errors import InputError, MismatchError, WindowError
 from ..text import Document, read_document
 from .console import load_embedder, progress_bar
 from .options import Models
@@ -158,9 +158,14 @@ def _for_reader(source: Source, reader: Reader, derivative: bool) -> Context | N
     content = source.content
     if isinstance(content, Document):
         return None
-    if derivative and content.rows.shape[-1] == reader.hidden_size:
-        content = dataclasses.replace(content, reader_fingerprint=reader.fingerprint)
-    reader.check_same(content.reader_fingerprint, f"Context {content.title!r}")
+    if derivative:
+        content = reader.adopt(content)
+    elif not reader.is_same(content.reader_fingerprint):
+        raise MismatchError(
+            f"Saved contexts are read by the reader that they were made for, but {reader.name!r} "
+            f"is not that of {str(source.path)!r}; choose it with --reader, compress the text "
+            "again, or give --derivative if this one is a fine-tune of it."
+        )
     return None if source.saved is None else content
 
 
