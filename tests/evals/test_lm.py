@@ -13,9 +13,10 @@ import torch
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError, StorageError
-from extensible_embedding.evals import lm
 from extensible_embedding.evals.lm import evaluate_lm
 from extensible_embedding.evals.records import LmRecord, write_records
+from extensible_embedding.evals.scoring import NONE, Losses, Setting, score
+from extensible_embedding.evals.targets import draw_targets
 from extensible_embedding.prompt import language_head
 
 ASKED: dict[str, Any] = {
@@ -80,15 +81,15 @@ def test_targets_do_not_depend_on_methods_and_scale_factors(evaluate: Evaluate) 
     assert evaluate(methods=["extensible"], scale_factors=[2]) == find(records, k=2)
 
 
-NONE, RAW, ROWS = lm._NONE, lm._Reading("raw", 1, 64), lm._Reading("extensible", 4, 64)
+RAW, ROWS = Setting("raw", 1, 64), Setting("extensible", 4, 64)
 
 
-def losses_of(none: list[float], raw: list[float], rows: list[float]) -> lm._Losses:
+def losses_of(none: list[float], raw: list[float], rows: list[float]) -> Losses:
     return {NONE: np.array(none), RAW: np.array(raw), ROWS: np.array(rows)}
 
 
-def scored(**domains: lm._Losses) -> list[LmRecord]:
-    return lm._score(domains, [NONE, RAW, ROWS], seed=0)
+def scored(**domains: Losses) -> list[LmRecord]:
+    return score(domains, [NONE, RAW, ROWS], seed=0)
 
 
 BOOKS = losses_of([4.0, 3.0, 3.5], [3.0, 2.5, 3.0], [3.5, 2.7, 3.3])
@@ -171,7 +172,7 @@ def test_losses_match_a_plain_reading_of_the_target(
 
 def test_drawn_tokens_are_whole_and_spread_over_documents(tiny_reader: Reader) -> None:
     texts = ["x " * 300, "y " * 300, "too short"]
-    drawn = lm._draw_targets(tiny_reader, "d", texts, 80, 6, seed=0)
+    drawn = draw_targets(tiny_reader, "d", texts, 80, 6, seed=0)
     letters = ["x" if "x" in tiny_reader.decode(ids) else "y" for ids in drawn]
     assert sorted(letters) == ["x", "x", "x", "y", "y", "y"]
     assert all(len(ids) == 80 for ids in drawn)
@@ -203,7 +204,7 @@ def test_rows_of_a_context_beyond_the_window_have_no_recovery(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"methods": ["raw", "magic"]}, "some of none, raw, extensible, but 'magic'"),
+        ({"methods": ["raw", "magic"]}, "some of none, raw, .*, but one is 'magic'"),
         ({"methods": []}, "none is given"),
         ({"scale_factors": []}, "needs scale factors"),
         ({"scale_factors": [0]}, "k is 0"),
@@ -265,3 +266,52 @@ def test_a_place_that_cannot_be_written_is_told(evaluate: Evaluate, tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"):
         write_records([], tmp_path / "file" / "lm.json")
+
+
+def test_equal_windows_compare_with_the_most_recent_tokens(evaluate: Evaluate) -> None:
+    methods = ["truncate", "streaming-llm", "retrieve", "extensible", "mean-pool", "none"]
+    records = evaluate(methods=methods, windows=[40, 48], scale_factors=[])
+    found = find(records, domain="books", window=40, context_tokens=64)
+    assert [record.method for record in found] == methods[:5]
+    truncate, rows = found[0], find(found, method="extensible")[0]
+    assert truncate.versus_truncate == 0.0
+    assert truncate.loss_nats is not None
+    assert rows.loss_nats is not None
+    assert rows.versus_truncate == pytest.approx(np.exp(rows.loss_nats - truncate.loss_nats) - 1)
+    assert rows.k > 1
+    assert rows.recovery is None
+    assert len(records) == 3 * (5 * 2 * 2 + 1)
+
+
+def test_with_room_for_all_every_method_reads_it_raw(evaluate: Evaluate) -> None:
+    records = evaluate(methods=["raw", "truncate", "extensible"], windows=[200], scale_factors=[])
+    for length in (32, 64):
+        losses = {r.loss_nats for r in find(records, domain="code", context_tokens=length)}
+        assert len(losses) == 1
+
+
+def test_a_stopped_evaluation_goes_on_from_its_journal(evaluate: Evaluate, tmp_path: Path) -> None:
+    journal, whole = tmp_path / "j.jsonl", evaluate()
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(journal=journal, progress=stop)
+    before = journal.read_text()
+    assert evaluate(journal=journal) == whole
+    assert journal.read_text().startswith(before)
+    with pytest.raises(InputError, match="begun with seed"):
+        evaluate(journal=journal, seed=9)
+
+
+def test_a_budget_measures_fewer_targets_of_every_domain(evaluate: Evaluate) -> None:
+    records = evaluate(budget_minutes=0)
+    assert {record.num_targets for record in find(records, domain="books")} == {1}
+    assert {record.num_targets for record in find(records, domain="mean")} == {2}
+
+
+def test_methods_of_a_window_need_one(evaluate: Evaluate) -> None:
+    with pytest.raises(InputError, match="'truncate' reads what fits a window, so it needs one"):
+        evaluate(methods=["truncate"])

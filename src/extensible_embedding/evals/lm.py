@@ -1,94 +1,78 @@
-"""Language modelling: the loss of the tokens that follow a context, read in three ways.
+"""Language modelling: the loss of the tokens that follow a context, read in several ways.
 
 In: an embedder with its reader, and parquet files of whole documents. Out: one record for every
-domain, method, scale factor and context length. A target is the tokens right after a context:
+domain and setting. A target is the tokens right after a context. Two protocols:
 
-    none          [head]                              [target]
-    raw           [head][context tokens, raw]         [target]
-    extensible    [head][rows of the context at k]    [target]
+    recovery        the whole context, in the reader's own window: none, raw, rows at k
+    equal window    head, context and target in W rows, whatever the context's length: the most
+                    recent tokens, rows of everything older with recent tokens, ...
 
-    recovery = (loss none - loss of the method) / (loss none - loss raw)
-
-on mean losses of the same targets: 1 is as good as raw text at 1/k of its rows, 0 is useless, a
-negative number is harmful, and there is none where raw text itself does not help. It knows nothing
-of training and of questions.
+It knows nothing of training and of questions.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..context import Context
-from ..downsampling import check_scale_factor, down_sampling, num_rows
+from ..downsampling import check_scale_factor, num_rows
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
-from ..prompt import Prompt, language_head
+from ..prompt import language_head
 from ..reader import Reader
-from .records import MEAN, LmRecord
+from .journal import Journal
+from .methods import METHODS, CannotRunError, Method, Passage, make_method
+from .methods.rows import Extensible
+from .records import LmRecord
+from .scoring import NONE, Losses, Setting, raw_of, score
+from .targets import draw_targets, read_domains
 
-METHODS = ("none", "raw", "extensible")
+DEFAULT_METHODS = ("none", "raw", "extensible")
+WITH_K = ("extensible", "mean-pool")
+"""Methods with a scale factor."""
 
 Progress = Callable[[int, int], None]
 """Called with (targets done, targets in all)."""
-
-_RESAMPLES = 1000
-_LEAST_DEFINED = 0.95
-"""Share of resamples in which raw context must help for recovery to have an interval."""
-_GENEROUS_CHARS_PER_TOKEN = 8
-_USUAL_CHARS_PER_TOKEN = 4
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """One way to read what stands before a target."""
-
-    method: str
-    k: int
-    context_tokens: int
-
-
-_NONE = _Reading("none", 0, 0)
-_Losses = dict[_Reading, NDArray[np.float64]]
-"""For every reading, the loss of each target (T,), or resampled means (resamples,)."""
 
 
 def evaluate_lm(
     embedder: ExtensibleEmbedder,
     data: Sequence[Path],
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = DEFAULT_METHODS,
     scale_factors: Sequence[int] = (4, 16),
     context_tokens: Sequence[int] = (1024,),
+    windows: Sequence[int] = (),
     target_tokens: int = 256,
     num_targets: int = 64,
     seed: int = 0,
+    journal: Path | None = None,
+    budget_minutes: float | None = None,
     progress: Progress | None = None,
 ) -> list[LmRecord]:
-    """Loss, perplexity and recovery on the same targets for every method.
+    """Loss, perplexity, recovery and equal-window comparison on the same targets for every method.
 
     Args:
         embedder: with the reader that it is for.
         data: parquet files with a column `text`, and `domain` if they have several; a file
             without it is one domain, named after the file.
-        methods: some of none, raw and extensible. None and raw are measured whenever recovery
-            needs them; this says which are reported.
-        scale_factors: tokens per row, for extensible.
+        methods: names of `METHODS`. What recovery and the comparison need is measured anyway; this
+            says what is reported.
+        scale_factors: tokens per row, for methods that have them; with windows, empty means that
+            the method chooses.
         context_tokens: lengths of context.
+        windows: rows in all, for the equal-window protocol; empty for the recovery protocol.
         target_tokens: tokens of a target.
         num_targets: targets for each domain, spread over its documents.
         seed: decides documents, places and resamples.
+        journal: file that keeps every loss; an evaluation that was stopped goes on from it.
+        budget_minutes: time after which no more targets are begun; the records tell how many were.
         progress: called after every target.
 
     Returns:
@@ -97,153 +81,208 @@ def evaluate_lm(
     Raises:
         InputError: an argument or a file is not usable, or no document is long enough.
     """
-    readings = _readings(embedder.reader, methods, scale_factors, context_tokens, target_tokens)
-    lengths = (max(context_tokens), target_tokens)
+    settings = _settings(
+        embedder.reader, methods, scale_factors, context_tokens, windows, target_tokens
+    )
+    longest, reader = max(context_tokens), embedder.reader
     domains = {
-        domain: _draw_targets(embedder.reader, domain, texts, sum(lengths), num_targets, seed)
+        domain: draw_targets(reader, domain, texts, longest + target_tokens, num_targets, seed)
         for domain, texts in read_domains(data).items()
     }
-    losses: dict[str, _Losses] = {}
+    run = _Run(embedder, settings, target_tokens, _journal(embedder, journal, data, longest, seed))
+    deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     with _evaluation_mode(embedder):
-        for number, (domain, targets) in enumerate(domains.items()):
-            each = []
-            for index, ids in enumerate(targets, start=1):
-                each.append(_target_losses(embedder, readings, ids, lengths[0]))
-                if progress is not None:
-                    progress(number * num_targets + index, len(domains) * num_targets)
-            losses[domain] = {r: np.array([loss[r] for loss in each]) for r in readings}
-    reported = [reading for reading in readings if reading.method in methods]
-    return _score(losses, reported, seed)
+        run.measure(domains, deadline, progress)
+    reported = [setting for setting in settings if setting.method in methods]
+    return score(run.losses(domains), reported, seed, used_k=run.used_k, notes=run.notes)
 
 
-def _readings(
+def _journal(
+    embedder: ExtensibleEmbedder, path: Path | None, data: Sequence[Path], longest: int, seed: int
+) -> Journal:
+    belongs_to = {
+        "embedder": embedder.fingerprint,
+        "reader": embedder.reader.fingerprint,
+        "data": [Path(file).name for file in data],
+        "longest_context": longest,
+        "seed": seed,
+    }
+    return Journal(path, belongs_to)
+
+
+class _Run:
+    """Measures every setting on every target, domain by domain in turn."""
+
+    def __init__(
+        self,
+        embedder: ExtensibleEmbedder,
+        settings: Sequence[Setting],
+        target_tokens: int,
+        journal: Journal,
+    ) -> None:
+        self.settings, self.target_tokens, self.journal = settings, target_tokens, journal
+        self.reader = embedder.reader
+        self.methods = {setting: _method(setting, embedder) for setting in settings}
+        self.notes: dict[Setting, str] = {}
+        self.used_k: dict[Setting, int] = {}
+
+    def measure(
+        self,
+        domains: Mapping[str, Sequence[Tensor]],
+        deadline: float | None,
+        progress: Progress | None,
+    ) -> None:
+        """Fills the journal; at the deadline it stops after a round over all domains."""
+        total, done = sum(len(targets) for targets in domains.values()), 0
+        for number in range(max(len(targets) for targets in domains.values())):
+            if number and deadline is not None and time.monotonic() > deadline:
+                return
+            for domain, targets in domains.items():
+                if number < len(targets):
+                    self._measure_target(domain, number, targets[number])
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+
+    def losses(self, domains: Mapping[str, Sequence[Tensor]]) -> dict[str, Losses]:
+        """Loss of each target that was measured, for every setting that could run."""
+        return {
+            domain: {
+                setting: np.array(self._values(domain, setting, len(targets)))
+                for setting in self.settings
+                if setting not in self.notes
+            }
+            for domain, targets in domains.items()
+        }
+
+    def _measure_target(self, domain: str, number: int, ids: Tensor) -> None:
+        for setting in self.settings:
+            key = self._key(domain, number, setting)
+            if key not in self.journal and setting not in self.notes:
+                try:
+                    self.journal.put(key, self._loss(setting, ids))
+                except CannotRunError as error:
+                    self.notes[setting] = str(error)
+            if key in self.journal:
+                self.used_k[setting] = self.journal[key]["k"]
+
+    def _loss(self, setting: Setting, ids: Tensor) -> dict[str, float]:
+        """Mean loss of the target at the end of `ids`, and the k that was used."""
+        end = len(ids) - self.target_tokens
+        passage = Passage(
+            head=language_head(self.reader),
+            context=ids[end - setting.context_tokens : end],
+            tail=ids[:0],
+        )
+        room = (setting.window or self.reader.window) - self.target_tokens
+        reading = self.methods[setting].read(passage, room)
+        used = reading.k if setting.method in WITH_K else setting.k
+        return {"nats": float(reading.nll(ids[end:]).mean()), "k": used}
+
+    def _values(self, domain: str, setting: Setting, num_targets: int) -> list[float]:
+        keys = [self._key(domain, number, setting) for number in range(num_targets)]
+        return [self.journal[key]["nats"] for key in keys if key in self.journal]
+
+    def _key(self, domain: str, number: int, setting: Setting) -> tuple[str | int, ...]:
+        window = setting.window or 0
+        return (
+            domain, number, setting.method, setting.k, setting.context_tokens, window,
+            self.target_tokens,
+        )  # fmt: skip
+
+
+def _method(setting: Setting, embedder: ExtensibleEmbedder) -> Method:
+    method = make_method(setting.method, embedder)
+    if isinstance(method, Extensible):
+        method.k = setting.k or None
+        method.all_rows = setting.window is None
+    return method
+
+
+def _settings(
     reader: Reader,
     methods: Sequence[str],
     scale_factors: Sequence[int],
     context_tokens: Sequence[int],
+    windows: Sequence[int],
     target_tokens: int,
-) -> list[_Reading]:
+) -> list[Setting]:
     """All that must be measured, after a check that it can be."""
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
-        found = repr(unknown[0]) if unknown else "none is given"
+        found = f"one is {unknown[0]!r}" if unknown else "none is given"
         raise InputError(f"Methods are some of {', '.join(METHODS)}, but {found}; choose of these.")
-    for name, values in (("context_tokens", context_tokens), ("target_tokens", [target_tokens])):
+    for name, values in (
+        ("context_tokens", context_tokens),
+        ("target_tokens", [target_tokens]),
+        ("windows", windows or [1]),
+    ):
         if not values or min(values) < 1:
             raise InputError(f"{name} is 1 or more, but it is {values}; give whole numbers.")
-    if "extensible" in methods and not scale_factors:
-        raise InputError("Method 'extensible' needs scale factors, but none is given; give some.")
-    readings = [_NONE]
-    for length in sorted(set(context_tokens)):
-        if "raw" in methods or _fits(reader, length, target_tokens):
-            readings.append(_Reading("raw", 1, length))
-        if "extensible" in methods:
-            ks = sorted({check_scale_factor(k) for k in scale_factors})
-            readings += [_Reading("extensible", k, length) for k in ks]
-    for reading in readings:
-        _check_window(reader, reading, target_tokens)
-    return readings
+    factors = sorted({check_scale_factor(k) for k in scale_factors})
+    lengths = sorted(set(context_tokens))
+    if windows:
+        found_settings = _equal_window(methods, factors, lengths, sorted(set(windows)))
+    else:
+        found_settings = _recovery(reader, methods, factors, lengths, target_tokens)
+    for setting in found_settings:
+        _check_window(reader, setting, target_tokens)
+    return found_settings
 
 
-def _fits(reader: Reader, rows: int, target_tokens: int) -> bool:
-    return len(language_head(reader)) + rows + target_tokens <= reader.window
-
-
-def _check_window(reader: Reader, reading: _Reading, target_tokens: int) -> None:
-    rows = num_rows(reading.context_tokens, max(reading.k, 1))
-    if not _fits(reader, rows, target_tokens):
+def _recovery(
+    reader: Reader,
+    methods: Sequence[str],
+    factors: Sequence[int],
+    lengths: Sequence[int],
+    target_tokens: int,
+) -> list[Setting]:
+    asked = [method for method in methods if method in WITH_K]
+    if others := [method for method in methods if method not in (*WITH_K, "none", "raw")]:
         raise InputError(
-            f"Head, context and target must fit a window of {reader.window} rows, but "
-            f"{reading.context_tokens} context tokens of method {reading.method!r} at k="
-            f"{reading.k} and {target_tokens} target tokens do not; give less context or a larger "
+            f"Method {others[0]!r} reads what fits a window, so it needs one; give windows."
+        )
+    if asked and not factors:
+        raise InputError(f"Method {asked[0]!r} needs scale factors, but none is given; give some.")
+    settings = [NONE]
+    for length in lengths:
+        raw = raw_of(Setting("", 0, length))
+        if "raw" in methods or _fits(reader, length, target_tokens, reader.window):
+            settings.append(raw)
+        settings += [Setting(method, k, length) for method in asked for k in factors]
+    return settings
+
+
+def _equal_window(
+    methods: Sequence[str], factors: Sequence[int], lengths: Sequence[int], windows: Sequence[int]
+) -> list[Setting]:
+    settings = [NONE] if "none" in methods else []
+    settings += [raw_of(Setting("", 0, length)) for length in lengths if "raw" in methods]
+    for length in lengths:
+        for window in windows:
+            for method in dict.fromkeys(("truncate", *methods)):
+                if method in WITH_K:
+                    settings += [Setting(method, k, length, window) for k in factors or [0]]
+                elif method not in ("none", "raw"):
+                    settings.append(Setting(method, 1, length, window))
+    return settings
+
+
+def _fits(reader: Reader, rows: int, target_tokens: int, window: int) -> bool:
+    return len(language_head(reader)) + rows + target_tokens <= min(window, reader.window)
+
+
+def _check_window(reader: Reader, setting: Setting, target_tokens: int) -> None:
+    window = setting.window or reader.window
+    free = setting.window is not None
+    rows = 1 if free else num_rows(setting.context_tokens, max(setting.k, 1))
+    if not _fits(reader, rows, target_tokens, window):
+        raise InputError(
+            f"Head, context and target must fit a window of {min(window, reader.window)} rows, but "
+            f"{setting.context_tokens} context tokens of method {setting.method!r} at k="
+            f"{setting.k} and {target_tokens} target tokens do not; give less context or a larger "
             "k, or leave the method out."
         )
-
-
-def read_domains(data: Sequence[Path]) -> dict[str, list[str]]:
-    """Documents of parquet files by domain.
-
-    Raises:
-        InputError: a file is missing, not parquet, or has no column `text`.
-    """
-    domains: dict[str, list[str]] = {}
-    for path in data:
-        for domain, text in _documents(Path(path)):
-            domains.setdefault(domain, []).append(text)
-    if not domains:
-        raise InputError("An evaluation needs documents, but there are none; give files with text.")
-    return domains
-
-
-def _documents(path: Path) -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document of a file."""
-    try:
-        names = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[n for n in ("text", "domain") if n in names])
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"Evaluation data are parquet files, but {str(path)!r} cannot be read as one "
-            f"({error}); check the path."
-        ) from error
-    if "text" not in names:
-        raise InputError(
-            f"Evaluation data have a column `text`, but {str(path)!r} has {', '.join(names)}; "
-            "rename the column that holds the text."
-        )
-    labels = table["domain"].to_pylist() if "domain" in names else [None] * len(table)
-    for label, text in zip(labels, table["text"].to_pylist(), strict=True):
-        yield str(label or path.stem), str(text or "")
-
-
-def _draw_targets(
-    reader: Reader, domain: str, texts: Sequence[str], span: int, num_targets: int, seed: int
-) -> list[Tensor]:
-    """Token ids (span,) of each target with its longest context; every document in turn."""
-    if num_targets < 1:
-        raise InputError(f"num_targets is 1 or more, but it is {num_targets}; give at least 1.")
-    rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
-    waiting = [texts[number] for number in rng.permutation(len(texts))]
-    targets: list[Tensor] = []
-    while waiting and len(targets) < num_targets:
-        text = waiting.pop(0)
-        ids = _draw_span(reader, text, span, float(rng.random()))
-        if ids is not None:
-            targets.append(ids)
-            waiting.append(text)
-    if not targets:
-        raise InputError(
-            f"A document holds the longest context and a target, {span} tokens, but no document of "
-            f"{domain!r} is so long; give longer documents or less context."
-        )
-    return targets
-
-
-def _draw_span(reader: Reader, text: str, span: int, place: float) -> Tensor | None:
-    """`span` token ids from a place in [0, 1) of a document; None if it is too short.
-
-    Only a slice of the text is tokenised: whole books take seconds. Where too little follows the
-    place, it moves towards the beginning.
-    """
-    latest = max(0, len(text) - span * _USUAL_CHARS_PER_TOKEN)
-    while True:
-        start = int(place * (latest + 1))
-        ids = _ids_from(reader, text, start, span)
-        if ids is not None or start == 0:
-            return ids
-        latest //= 2
-
-
-def _ids_from(reader: Reader, text: str, start: int, span: int) -> Tensor | None:
-    """The first `span` token ids after a place, from the next blank on."""
-    blank = re.compile(r"\s").search(text, start, start + 200) if start else None
-    start = blank.start() if blank else start
-    num_chars = span * _GENEROUS_CHARS_PER_TOKEN
-    while True:
-        ids = reader.encode(text[start : start + num_chars])
-        at_end = start + num_chars >= len(text)
-        if len(ids) > span or at_end:  # the last token of a cut text may be a part of one
-            return ids[:span] if len(ids) >= span else None
-        num_chars *= 2
 
 
 @contextmanager
@@ -255,115 +294,3 @@ def _evaluation_mode(embedder: ExtensibleEmbedder) -> Iterator[None]:
             yield
     finally:
         embedder.train(was_training)
-
-
-def _target_losses(
-    embedder: ExtensibleEmbedder, readings: Sequence[_Reading], ids: Tensor, longest: int
-) -> dict[_Reading, float]:
-    """Mean loss of the target `ids[longest:]` for every reading."""
-    reader = embedder.reader
-    made: dict[int, dict[int, Context]] = {}
-    losses: dict[_Reading, float] = {}
-    for reading in readings:
-        context = ids[longest - reading.context_tokens : longest]
-        parts: list[Tensor | Context] = [language_head(reader)]
-        if reading.method == "raw":
-            parts.append(context)
-        elif reading.method == "extensible":
-            done = made.setdefault(reading.context_tokens, {})
-            parts.append(_rows_at(embedder, context, reading.k, done))
-        embeds = Prompt(parts=tuple(parts)).embeds(reader, reading.k)
-        losses[reading] = float(reader.nll(embeds, ids[longest:]).mean())
-    return losses
-
-
-def _rows_at(
-    embedder: ExtensibleEmbedder, token_ids: Tensor, k: int, made: dict[int, Context]
-) -> Context:
-    """The context at k: from one made at a divisor if there is one, else made now and kept."""
-    nests = down_sampling(embedder.config.down_sampling).nests
-    finer = next((d for d in made if d >= 2 and k % d == 0), None) if nests else None
-    if finer is not None:
-        return made[finer].at(k)
-    made[k] = embedder.compress(token_ids, k=k)
-    return made[k]
-
-
-def _score(
-    losses: Mapping[str, _Losses], reported: Sequence[_Reading], seed: int
-) -> list[LmRecord]:
-    """Records of every domain and of their mean, from the losses of targets."""
-    means: list[_Losses] = []
-    samples: list[_Losses] = []
-    records: list[LmRecord] = []
-    for number, each in enumerate(losses.values()):
-        size = len(each[_NONE])
-        picks = np.random.default_rng((seed, number)).integers(size, size=(_RESAMPLES, size))
-        means.append({reading: loss.mean(keepdims=True) for reading, loss in each.items()})
-        samples.append({reading: loss[picks].mean(1) for reading, loss in each.items()})
-    groups = [(domain, [number]) for number, domain in enumerate(losses)]
-    if len(losses) > 1:
-        groups.append((MEAN, list(range(len(losses)))))
-    for domain, members in groups:
-        for reading in reported:
-            records.append(
-                _record(
-                    domain,
-                    reading,
-                    [means[m] for m in members],
-                    [samples[m] for m in members],
-                    np.concatenate([list(losses.values())[m][reading] for m in members]),
-                )
-            )
-    return records
-
-
-def _record(
-    domain: str,
-    reading: _Reading,
-    means: Sequence[_Losses],
-    samples: Sequence[_Losses],
-    target_losses: NDArray[np.float64],
-) -> LmRecord:
-    """One record from the means and resampled means of one or more domains."""
-    loss = float(np.mean([mean[reading] for mean in means]))
-    low, high = np.percentile(np.mean([sample[reading] for sample in samples], axis=0), [2.5, 97.5])
-    recovery = _mean_recovery(means, reading)
-    resampled = _mean_recovery(samples, reading)
-    defined = resampled[np.isfinite(resampled)]
-    enough = len(defined) >= _LEAST_DEFINED * len(resampled)
-    bounds = np.percentile(defined, [2.5, 97.5]) if enough else [np.nan, np.nan]
-    return LmRecord(
-        domain=domain,
-        method=reading.method,
-        k=reading.k,
-        context_tokens=reading.context_tokens,
-        num_targets=len(target_losses),
-        loss_nats=loss,
-        loss_low=float(low),
-        loss_high=float(high),
-        perplexity=float(np.exp(loss)),
-        recovery=_finite(recovery[0]),
-        recovery_low=_finite(bounds[0]),
-        recovery_high=_finite(bounds[1]),
-        target_loss_nats=target_losses.tolist(),
-    )
-
-
-def _mean_recovery(losses: Sequence[_Losses], reading: _Reading) -> NDArray[np.float64]:
-    """Recovery, averaged over domains; not a number where there is none."""
-    return np.asarray(np.mean([_recovery(each, reading) for each in losses], axis=0))
-
-
-def _recovery(losses: _Losses, reading: _Reading) -> NDArray[np.float64]:
-    if reading == _NONE:
-        return np.zeros_like(losses[_NONE])
-    raw = losses.get(_Reading("raw", 1, reading.context_tokens))
-    if raw is None:
-        return np.full_like(losses[_NONE], np.nan)
-    gain = losses[_NONE] - raw
-    return (losses[_NONE] - losses[reading]) / np.where(gain > 0, gain, np.nan)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -37,25 +37,33 @@ class LmRecord:
     domain: str
     """Of the documents, or "mean": the unweighted mean over domains."""
     method: str
-    """none, raw or extensible."""
+    """See `methods`."""
     k: int
-    """Tokens per row; 1 for raw, 0 for none."""
+    """Tokens per row; 1 for raw methods, 0 for none."""
     context_tokens: int
     """Tokens before the target; 0 for none."""
+    window: int | None
+    """Rows that head, context and target had to fit in; None for the reader's own."""
     num_targets: int
     """Targets that the losses are a mean of."""
-    loss_nats: float
-    """Mean loss of a target token."""
-    loss_low: float
-    loss_high: float
-    perplexity: float
+    loss_nats: float | None
+    """Mean loss of a target token; None where the method could not run."""
+    loss_low: float | None
+    loss_high: float | None
+    perplexity: float | None
     """exp of the loss."""
     recovery: float | None
-    """See the module; None where raw text does not fit the window, or wins nothing at all."""
+    """See `scoring`; None where raw text does not fit the window, or wins nothing at all."""
     recovery_low: float | None
     recovery_high: float | None
+    versus_truncate: float | None
+    """Perplexity relative to the most recent tokens in the same window, minus 1; None without."""
+    versus_low: float | None
+    versus_high: float | None
     target_loss_nats: list[float]
     """Mean loss of each target, in the order drawn: the same targets for every method."""
+    note: str = ""
+    """Why the method could not run, if so."""
 
 
 def write_records(

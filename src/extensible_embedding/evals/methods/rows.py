@@ -1,0 +1,113 @@
+"""Compressed reading: older context as rows, the most recent part raw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...chunks import chunk_spans
+from ...context import Context
+from ...downsampling import num_rows
+from ...embedder import ExtensibleEmbedder
+from ...errors import WindowError
+from .base import EmbedsReading, Method, Passage, Reading, room_for_context
+
+
+class Extensible(Method):
+    """Extensible embeddings: rows of everything older, then the recent tokens raw.
+
+    With a fixed k as many recent tokens stay raw as fit beside the rows. With k="auto" it is the
+    smallest k at which `recent_share` of the room stays raw. What even the largest k cannot hold
+    is left out, oldest first.
+
+    Args:
+        embedder: with its reader.
+        k: tokens per row, or None for auto.
+        recent_share: part of the room for the context that is read raw, with auto.
+        all_rows: no recent part: the whole context as rows (the recovery protocol).
+    """
+
+    name = "extensible"
+
+    def __init__(
+        self,
+        embedder: ExtensibleEmbedder,
+        k: int | None = None,
+        *,
+        recent_share: float = 0.5,
+        all_rows: bool = False,
+    ) -> None:
+        super().__init__(embedder.reader)
+        self.embedder, self.k = embedder, k
+        self.recent_share, self.all_rows = recent_share, all_rows
+        self._made: tuple[Tensor, Context] | None = None
+
+    def read(self, passage: Passage, room: int) -> Reading:
+        """Head, rows, recent tokens, tail."""
+        context, left = passage.context, room_for_context(passage, room)
+        if len(context) <= left and self.k is None:
+            split, k = 0, 1
+        else:
+            split, k = self._split(len(context), left)
+        older = context[:split]
+        dropped = self._dropped(split, k, left - (len(context) - split))
+        parts = [
+            self.reader.embed_tokens(passage.head),
+            self._rows(older[dropped:], k),
+            self.reader.embed_tokens(torch.cat([context[split:], passage.tail])),
+        ]
+        embeds = torch.cat([part.to(self.reader.device, self.reader.dtype) for part in parts])
+        return EmbedsReading(reader=self.reader, embeds=embeds, k=k)
+
+    def _split(self, num_tokens: int, room: int) -> tuple[int, int]:
+        """Where the raw part begins, and k."""
+        largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
+        if self.k is not None:
+            return self._latest_split(num_tokens, room, self.k), self.k
+        recent = int(self.recent_share * room)
+        for k in range(2, largest + 1):
+            if self._num_rows(num_tokens - recent, k) <= room - recent:
+                return num_tokens - recent, k
+        return num_tokens - recent, largest
+
+    def _latest_split(self, num_tokens: int, room: int, k: int) -> int:
+        """The smallest older part whose rows leave room for the rest, raw."""
+        if self.all_rows:
+            return num_tokens
+        low, high = 0, num_tokens  # at `high` all is rows
+        while low < high:
+            middle = (low + high) // 2
+            if self._num_rows(middle, k) + num_tokens - middle <= room:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _dropped(self, split: int, k: int, room: int) -> int:
+        """Oldest tokens whose rows do not fit, in whole chunks."""
+        if room < 0:
+            raise WindowError(f"Recent tokens must fit the window, but {-room} rows are missing.")
+        chunk, dropped = self.embedder.config.chunk_tokens, 0
+        while self._num_rows(split - dropped, k) > room:
+            dropped += chunk
+        return min(dropped, split)
+
+    def _num_rows(self, num_tokens: int, k: int) -> int:
+        spans = chunk_spans(num_tokens, self.embedder.config.chunk_tokens) if num_tokens else []
+        return sum(num_rows(end - start, k) for start, end in spans)
+
+    def _rows(self, token_ids: Tensor, k: int) -> Tensor:
+        if len(token_ids) == 0:
+            return torch.empty(0, self.reader.hidden_size)
+        return self.embedder.compress(token_ids, k=min(k, len(token_ids))).rows
+
+
+class MeanPool(Extensible):
+    """Averaged token embeddings in place of rows: the compression that needs no training."""
+
+    name = "mean-pool"
+
+    def _rows(self, token_ids: Tensor, k: int) -> Tensor:
+        embeds = self.reader.embed_tokens(token_ids).float()
+        means = [part.mean(0, keepdim=True) for part in embeds.split(k) if len(part)]
+        return torch.cat([*means, embeds[:0]])

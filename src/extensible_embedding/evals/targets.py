@@ -1,0 +1,110 @@
+"""Documents -> targets: where a loss is measured, the same for every method.
+
+In: parquet files of whole documents. Out: token ids of the longest context and the target after it,
+drawn over all documents of a domain; which ones depends on the seed and the domain's name alone.
+Knows nothing of methods and scores.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from ..errors import InputError
+from ..reader import Reader
+
+_GENEROUS_CHARS_PER_TOKEN = 8
+_USUAL_CHARS_PER_TOKEN = 4
+
+
+def read_domains(data: Sequence[Path]) -> dict[str, list[str]]:
+    """Documents of parquet files by domain.
+
+    Raises:
+        InputError: a file is missing, not parquet, or has no column `text`.
+    """
+    domains: dict[str, list[str]] = {}
+    for path in data:
+        for domain, text in _documents(Path(path)):
+            domains.setdefault(domain, []).append(text)
+    if not domains:
+        raise InputError("An evaluation needs documents, but there are none; give files with text.")
+    return domains
+
+
+def _documents(path: Path) -> Iterator[tuple[str, str]]:
+    """(domain, text) of every document of a file."""
+    try:
+        names = pq.read_schema(path).names
+        table = pq.read_table(path, columns=[n for n in ("text", "domain") if n in names])
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"Evaluation data are parquet files, but {str(path)!r} cannot be read as one "
+            f"({error}); check the path."
+        ) from error
+    if "text" not in names:
+        raise InputError(
+            f"Evaluation data have a column `text`, but {str(path)!r} has {', '.join(names)}; "
+            "rename the column that holds the text."
+        )
+    labels = table["domain"].to_pylist() if "domain" in names else [None] * len(table)
+    for label, text in zip(labels, table["text"].to_pylist(), strict=True):
+        yield str(label or path.stem), str(text or "")
+
+
+def draw_targets(
+    reader: Reader, domain: str, texts: Sequence[str], span: int, num_targets: int, seed: int
+) -> list[Tensor]:
+    """Token ids (span,) of each target with its longest context; every document in turn."""
+    if num_targets < 1:
+        raise InputError(f"num_targets is 1 or more, but it is {num_targets}; give at least 1.")
+    rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
+    waiting = [texts[number] for number in rng.permutation(len(texts))]
+    targets: list[Tensor] = []
+    while waiting and len(targets) < num_targets:
+        text = waiting.pop(0)
+        ids = _draw_span(reader, text, span, float(rng.random()))
+        if ids is not None:
+            targets.append(ids)
+            waiting.append(text)
+    if not targets:
+        raise InputError(
+            f"A document holds the longest context and a target, {span} tokens, but no document of "
+            f"{domain!r} is so long; give longer documents or less context."
+        )
+    return targets
+
+
+def _draw_span(reader: Reader, text: str, span: int, place: float) -> Tensor | None:
+    """`span` token ids from a place in [0, 1) of a document; None if it is too short.
+
+    Only a slice of the text is tokenised: whole books take seconds. Where too little follows the
+    place, it moves towards the beginning.
+    """
+    latest = max(0, len(text) - span * _USUAL_CHARS_PER_TOKEN)
+    while True:
+        start = int(place * (latest + 1))
+        ids = _ids_from(reader, text, start, span)
+        if ids is not None or start == 0:
+            return ids
+        latest //= 2
+
+
+def _ids_from(reader: Reader, text: str, start: int, span: int) -> Tensor | None:
+    """The first `span` token ids after a place, from the next blank on."""
+    blank = re.compile(r"\s").search(text, start, start + 200) if start else None
+    start = blank.start() if blank else start
+    num_chars = span * _GENEROUS_CHARS_PER_TOKEN
+    while True:
+        ids = reader.encode(text[start : start + num_chars])
+        at_end = start + num_chars >= len(text)
+        if len(ids) > span or at_end:  # the last token of a cut text may be a part of one
+            return ids[:span] if len(ids) >= span else None
+        num_chars *= 2

@@ -1,0 +1,144 @@
+"""What each method lets the reader see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from extensible_embedding import ExtensibleEmbedder
+from extensible_embedding.errors import InputError, WindowError
+from extensible_embedding.evals.methods import METHODS, Passage, make_method
+from extensible_embedding.evals.methods.base import EmbedsReading
+from extensible_embedding.evals.methods.retrieve import Retrieve
+from extensible_embedding.evals.methods.rows import Extensible
+
+
+def passage(num_tokens: int, tail: str = "") -> Passage:
+    ids = torch.randint(97, 123, (num_tokens,), generator=torch.Generator().manual_seed(1))
+    return Passage(
+        head=torch.tensor([256]), context=ids, tail=torch.tensor(list(tail.encode())).long()
+    )
+
+
+def embeds(reading: object) -> Tensor:
+    assert isinstance(reading, EmbedsReading)
+    return reading.embeds
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "raw"])
+@pytest.mark.parametrize("num_tokens", [1, 40, 63, 64, 65, 300, 1000])
+def test_no_method_takes_more_than_its_room(
+    tiny_embedder: ExtensibleEmbedder, name: str, num_tokens: int
+) -> None:
+    reading = make_method(name, tiny_embedder).read(passage(num_tokens, "ab"), 67)
+    assert 3 <= reading.num_rows <= 67
+    if num_tokens <= 64 and name != "none":
+        assert reading.num_rows == num_tokens + 3
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_gives_losses_and_text(tiny_embedder: ExtensibleEmbedder, name: str) -> None:
+    reading = make_method(name, tiny_embedder).read(passage(200, "ab"), 300)
+    assert reading.nll(torch.tensor([97, 98, 99])).shape == (3,)
+    assert isinstance(reading.generate(3), str)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_frame_larger_than_the_window_is_refused(
+    tiny_embedder: ExtensibleEmbedder, name: str
+) -> None:
+    with pytest.raises(WindowError, match="Head and tail must fit in 2 rows, but they take 3"):
+        make_method(name, tiny_embedder).read(passage(100, "ab"), 2)
+
+
+def test_raw_context_that_does_not_fit_is_refused(tiny_embedder: ExtensibleEmbedder) -> None:
+    with pytest.raises(WindowError, match="Raw context must fit in 66 rows, but it has 100"):
+        make_method("raw", tiny_embedder).read(passage(100), 67)
+
+
+def test_unknown_method(tiny_embedder: ExtensibleEmbedder) -> None:
+    with pytest.raises(InputError, match="one of none, .*, but it is 'magic'"):
+        make_method("magic", tiny_embedder)
+
+
+def test_truncate_keeps_the_most_recent_tokens(tiny_embedder: ExtensibleEmbedder) -> None:
+    here = passage(100)
+    found = embeds(make_method("truncate", tiny_embedder).read(here, 31))
+    ids = torch.cat([here.head, here.context[-30:]])
+    assert torch.equal(found, tiny_embedder.reader.embed_tokens(ids))
+
+
+def test_streaming_llm_keeps_first_and_recent_tokens(tiny_embedder: ExtensibleEmbedder) -> None:
+    here = passage(100)
+    found = embeds(make_method("streaming-llm", tiny_embedder).read(here, 31))
+    ids = torch.cat([here.head, here.context[:4], here.context[-26:]])
+    assert torch.equal(found, tiny_embedder.reader.embed_tokens(ids))
+
+
+def test_extensible_reads_older_text_as_rows_and_recent_text_raw(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    here, reader = passage(200), tiny_embedder.reader
+    reading = Extensible(tiny_embedder).read(here, 81)  # 40 raw, 40 rows for 160 tokens: k=4
+    assert reading.k == 4
+    rows = tiny_embedder.compress(here.context[:160], k=4).rows
+    expected = [reader.embed_tokens(here.head), rows, reader.embed_tokens(here.context[160:])]
+    torch.testing.assert_close(embeds(reading), torch.cat(expected))
+
+
+def test_extensible_at_a_fixed_k_keeps_as_much_raw_as_fits(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    reading = Extensible(tiny_embedder, 8).read(passage(200), 81)
+    assert reading.k == 8
+    assert reading.num_rows in (80, 81)
+
+
+def test_extensible_leaves_out_the_oldest_where_no_k_is_enough(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    here = passage(1000)
+    reading = Extensible(tiny_embedder).read(here, 61)  # 30 raw; 30 rows at k=16 are 480 tokens
+    assert reading.k == 16
+    assert reading.num_rows == 61
+    rows = tiny_embedder.compress(
+        here.context[31 * 16 : -30], k=16
+    ).rows  # whole chunks are left out
+    assert torch.equal(embeds(reading)[1:31], rows)
+
+
+def test_all_rows_reads_nothing_raw(tiny_embedder: ExtensibleEmbedder) -> None:
+    here = passage(100)
+    found = embeds(Extensible(tiny_embedder, 4, all_rows=True).read(here, 300))
+    assert torch.equal(found[1:], tiny_embedder.compress(here.context, k=4).rows)
+
+
+def test_mean_pool_averages_token_embeddings(tiny_embedder: ExtensibleEmbedder) -> None:
+    here, reader = passage(200), tiny_embedder.reader
+    found = embeds(make_method("mean-pool", tiny_embedder).read(here, 81))
+    first = reader.embed_tokens(here.context[:4]).mean(0)
+    torch.testing.assert_close(found[1], first)
+
+
+def test_retrieval_finds_the_piece_with_the_words_of_the_question(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    reader = tiny_embedder.reader
+    text = "word " * 40 + "the captain was Lind. " + "more " * 40
+    here = Passage(
+        head=torch.tensor([256]),
+        context=reader.encode(text),
+        tail=reader.encode("Who was the captain?"),
+    )
+    found = Retrieve(reader, piece_tokens=22).select(here, 44)
+    assert "captain" in reader.decode(found)
+    assert len(found) <= 44
+
+
+def test_retrieval_without_words_in_common_reads_the_latest(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    here = passage(100)
+    kept = Retrieve(tiny_embedder.reader, piece_tokens=10).select(here, 30)
+    assert torch.equal(kept[-10:], here.context[-10:])
