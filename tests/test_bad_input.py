@@ -404,6 +404,20 @@ def test_a_context_without_one_of_its_files(saved_context: Path, name: str) -> N
     refusal(CheckpointError, name, lambda: Context.load(saved_context))
 
 
+@pytest.mark.parametrize("name", [MANIFEST, TENSORS])
+def test_half_a_context_is_none(saved_context: Path, name: str) -> None:
+    assert Context.is_saved_at(saved_context)
+    (saved_context / name).unlink()
+    assert not Context.is_saved_at(saved_context)
+
+
+def test_a_save_that_was_cut_off_is_no_context(saved_context: Path, context: Context) -> None:
+    saved_context.rename(folders_module._previous(saved_context))
+    assert not Context.is_saved_at(saved_context)
+    context.save(saved_context)
+    assert Context.is_saved_at(saved_context)
+
+
 def test_a_context_that_is_not_there_or_a_file(tmp_path: Path, saved_context: Path) -> None:
     refusal(CheckpointError, tmp_path / "no", lambda: Context.load(tmp_path / "no"))
     path = saved_context / MANIFEST
@@ -548,6 +562,61 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, save: Save) -> None:
     for folder in (path, path / "below"):
         refusal(StorageError, folder, lambda folder=folder: save(folder))
     assert tree(path.parent) == before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_are_as_readable_as_the_user_has_files_be(
+    tmp_path: Path, save: Save, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "new")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+def test_where_folders_cannot_be_opened_only_files_are_flushed(
+    tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    real = os.open
+
+    def files_only(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "a folder")
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr(folders_module, "_FOLDERS_OPEN", False)
+    monkeypatch.setattr(os, "open", files_only)
+    save(tmp_path / "new")
+    assert (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_disk"),
+    [
+        (OSError(errno.ENOSPC, "full"), True),
+        (OSError(errno.EROFS, "read-only"), True),
+        (PermissionError(errno.EACCES, "no"), True),
+        (ConnectionResetError(errno.ECONNRESET, "gone"), False),
+        (FileNotFoundError(errno.ENOENT, "no such data"), False),
+        (OSError("of something else"), False),
+    ],
+)
+def test_only_the_disks_own_errors_are_the_disks(
+    tmp_path: Path, error: OSError, is_disk: bool
+) -> None:
+    with (
+        pytest.raises(StorageError if is_disk else type(error)) as caught,
+        folders_module.whole_folder(tmp_path / "new"),
+    ):
+        raise error
+    assert (caught.value is error) is not is_disk
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_other_files_is_not_replaced(

@@ -15,7 +15,7 @@ from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file
 
 from extensible_embedding import CheckpointError, ExtensibleEmbedder, InputError, Reader
-from extensible_embedding.checkpoint import CONFIG, MODEL_CARD, WEIGHTS, own_weights
+from extensible_embedding.checkpoint import CONFIG, MODEL_CARD, WEIGHTS, dequantize, own_weights
 
 IDS = list(range(40))
 
@@ -114,6 +114,69 @@ def test_the_model_card_is_written_and_kept(
     tiny_embedder.save_pretrained(folder, model_card="# New\n")
     assert (folder / MODEL_CARD).read_text() == "# New\n"
     assert names(folder) == [MODEL_CARD, CONFIG, WEIGHTS]
+
+
+def test_the_reader_is_loaded_by_the_name_that_is_kept(
+    tmp_path: Path, tiny_reader_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = perturbed(Reader.from_pretrained(tiny_reader_folder))
+    embedder.save_pretrained(tmp_path / "e")
+    loaded = ExtensibleEmbedder.from_pretrained(tmp_path / "e")
+    assert loaded.reader.name == str(tiny_reader_folder)
+    assert torch.equal(loaded.compress(IDS, k=4).rows, embedder.compress(IDS, k=4).rows)
+    config = json.loads((tmp_path / "e" / CONFIG).read_text())
+    config["reader"]["name"] = "SmolLM2-135M-Instruct"
+    (tmp_path / "e" / CONFIG).write_text(json.dumps(config))
+    asked: list[str] = []
+
+    def load(name: str) -> Reader:
+        asked.append(name)
+        return embedder.reader
+
+    monkeypatch.setattr(Reader, "from_pretrained", load)
+    ExtensibleEmbedder.from_pretrained(tmp_path / "e")
+    assert asked == ["default"]
+
+
+def test_a_reader_that_cannot_be_loaded(tmp_path: Path, tiny_reader: Reader) -> None:
+    perturbed(Reader(tiny_reader.model, tiny_reader.tokenizer, name="no/such")).save_pretrained(
+        tmp_path / "e"
+    )
+    with pytest.raises(InputError) as caught:
+        ExtensibleEmbedder.from_pretrained(tmp_path / "e")
+    folder = str(tmp_path / "e")
+    assert str(caught.value) == (
+        f"{folder!r} was trained with 'no/such', which is to be loaded with it, but it cannot be "
+        "('no/such' cannot be loaded as a causal language model); give the reader: "
+        f"from_pretrained({folder!r}, reader)."
+    )
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "bert"}', "{", "[]"])
+def test_a_model_of_another_kind_is_not_replaced(
+    tmp_path: Path, tiny_embedder: ExtensibleEmbedder, config: str
+) -> None:
+    (tmp_path / CONFIG).write_text(config)
+    (tmp_path / WEIGHTS).write_bytes(b"bert")
+    with pytest.raises(InputError, match="only an older embedder, .* is of something else; choose"):
+        tiny_embedder.save_pretrained(tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == b"bert"
+    assert (tmp_path / CONFIG).read_text() == config
+
+
+@pytest.mark.parametrize(
+    ("matrix", "scale"),
+    [
+        (torch.ones((), dtype=torch.int8), torch.ones(1, 1)),
+        (torch.ones(3, dtype=torch.int8), torch.ones(3, 1)),
+        (torch.ones(3, 2), torch.ones(3, 1)),
+        (torch.ones(3, 2, dtype=torch.int8), torch.ones(3)),
+        (torch.ones(3, 2, dtype=torch.int8), torch.ones(3, 1, dtype=torch.int64)),
+    ],
+)
+def test_what_is_no_int8_matrix_is_refused(matrix: torch.Tensor, scale: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match="one scale an output channel, but 'a' has not"):
+        dequantize({"a.int8": matrix, "a.scale": scale})
 
 
 def test_a_fine_tune_of_the_reader_is_taken_on_demand(

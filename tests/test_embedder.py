@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
-from conftest import make_embedder
-from torch import Tensor
+from conftest import VOCAB_SIZE, byte_tokenizer, make_embedder
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError
@@ -178,3 +182,115 @@ def test_k_beyond_the_chunk_names_the_largest(
 def test_more_layers_than_the_reader_has(tiny_reader: Reader) -> None:
     with pytest.raises(InputError, match="has 4, but num_layers is 5"):
         ExtensibleEmbedder.from_reader(tiny_reader, 5)
+
+
+# The fingerprint follows the weights, and is made once
+
+
+def test_the_fingerprint_is_made_once(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny_embedder.compress(token_ids, k=4).embedder_fingerprint
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert tiny_embedder.compress(token_ids, k=2).embedder_fingerprint == first
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [torch.optim.SGD, torch.optim.AdamW, lambda w: torch.optim.AdamW(w, fused=True)],
+)
+def test_training_changes_the_fingerprint(
+    tiny_reader: Reader, token_ids: Tensor, optimizer: Any
+) -> None:
+    embedder = make_embedder(tiny_reader)
+    seen = {embedder.fingerprint}
+    step = optimizer([w for w in embedder.parameters() if w.requires_grad])
+    for count in (2, 3):
+        embedder(token_ids[None, :16]).square().sum().backward()
+        step.step()
+        seen.add(embedder.fingerprint)
+        assert len(seen) == count
+    embedder.projection.weight = nn.Parameter(embedder.projection.weight * 2)
+    assert embedder.fingerprint not in seen
+    seen.add(embedder.fingerprint)
+    embedder.projection.weight.data.mul_(2)
+    assert embedder.fingerprint not in seen
+
+
+# Readers of other kinds
+
+
+def test_dropout_of_the_reader_is_not_copied(token_ids: Tensor) -> None:
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    assert config.resid_pdrop > 0
+    model = AutoModelForCausalLM.from_config(config)
+    embedder = make_embedder(Reader(model, byte_tokenizer(), name="gpt2"))
+    outputs = [embedder.train(mode)(token_ids[None, :16]) for mode in (True, True, False)]
+    assert torch.equal(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], outputs[2])
+    assert model.config.resid_pdrop > 0
+
+
+def test_readers_without_attention_are_refused() -> None:
+    config = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2)
+    reader = Reader(AutoModelForCausalLM.from_config(config), byte_tokenizer(), name="mamba")
+    with pytest.raises(InputError, match="attention layers .* 'MambaForCausalLM' has none; use"):
+        ExtensibleEmbedder.from_reader(reader, 2)
+
+
+class Packed(nn.Module):
+    """A matrix as quantisation libraries keep it: integers and a scale."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("scale", linear.weight.abs().amax(1, keepdim=True) / 127)
+        self.register_buffer("weight", (linear.weight / self.scale).round().to(torch.int8))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden @ (self.weight.to(hidden.dtype) * self.scale).T
+
+
+def packed(reader: Reader) -> Reader:
+    model = copy.deepcopy(reader.model)
+    for layer in model.model.layers:
+        layer.mlp.gate_proj = Packed(layer.mlp.gate_proj)
+    return Reader(model, reader.tokenizer, name="packed")
+
+
+def test_a_quantised_reader_loads_an_embedder_but_makes_none(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, tmp_path: Any
+) -> None:
+    reader = packed(tiny_reader)
+    with pytest.raises(InputError, match="of 'packed' are not .*gate_proj.weight.*; make the"):
+        ExtensibleEmbedder.from_reader(reader, 2)
+    tiny_embedder.save_pretrained(tmp_path / "e")
+    loaded = ExtensibleEmbedder.from_pretrained(tmp_path / "e", reader)
+    assert torch.equal(
+        loaded.compress(token_ids, k=4).rows, tiny_embedder.compress(token_ids, k=4).rows
+    )
+
+
+# The reader's dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_are_computed_in_the_readers_dtype(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, dtype: torch.dtype
+) -> None:
+    reader = Reader(copy.deepcopy(tiny_reader.model).to(dtype), tiny_reader.tokenizer)
+    embedder, seen = make_embedder(reader), []
+    embedder.layers.layers[0].mlp.gate_proj.register_forward_hook(  # type: ignore[union-attr,index]
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    context = embedder.compress(token_ids, k=4)
+    assert set(seen) == {dtype}
+    assert context.rows.dtype == dtype
+    exact = tiny_embedder.compress(token_ids, k=4).rows
+    error = (context.rows.float() - exact).norm() / exact.norm()
+    assert error < {torch.bfloat16: 0.02, torch.float16: 0.003, torch.float32: 1e-6}[dtype]
+    assert all(weight.dtype is torch.float32 for weight in embedder.parameters())
+
+
+def test_half_a_character_is_refused(tiny_embedder: ExtensibleEmbedder) -> None:
+    with pytest.raises(InputError, match="half of one"):
+        tiny_embedder.compress("a\ud835", k=1)

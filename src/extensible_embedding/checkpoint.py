@@ -7,8 +7,6 @@ output channel), and the way back. Knows how weights are kept, not what they com
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError, MismatchError
 from .folders import check_settled, read_json, read_tensors, whole_folder, write_json
-from .reader import HASH_DIGITS, Reader
+from .reader import EMBEDDED_LABEL, EMBEDDED_NAME, HASH_DIGITS, Reader
 
 if TYPE_CHECKING:
     from .embedder import EmbedderConfig, ExtensibleEmbedder
@@ -36,17 +34,6 @@ _SETTINGS = {"embedder": dict, "reader": dict, "training": dict, "int8": bool}
 
 class EmbedderHubMixin(ModelHubMixin):
     """save_pretrained, from_pretrained and push_to_hub for the embedder."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells embedders apart: configuration and weights."""
-        embedder = cast("ExtensibleEmbedder", self)
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(embedder.config)).encode())
-        for name, weight in own_weights(embedder).items():
-            digest.update(name.encode())
-            flat = weight.detach().cpu().contiguous().view(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -72,7 +59,7 @@ class EmbedderHubMixin(ModelHubMixin):
 
         Raises:
             StorageError: the disk is full or not writable.
-            InputError: the folder holds other files, or the hub refused.
+            InputError: the folder holds something else, or the hub refused.
             CheckpointError: a weight is not finite; the older checkpoint stays.
         """
         if hub and not push_to_hub:
@@ -80,6 +67,7 @@ class EmbedderHubMixin(ModelHubMixin):
         embedder = cast("ExtensibleEmbedder", self)
         weights = {name: w.detach().cpu().contiguous() for name, w in own_weights(embedder).items()}
         _check_finite(weights, "the embedder to save")
+        _check_ours(Path(folder))
         settings = {
             "format_version": FORMAT_VERSION,
             "embedder": dataclasses.asdict(embedder.config),
@@ -130,7 +118,7 @@ class EmbedderHubMixin(ModelHubMixin):
     def from_pretrained(  # type: ignore[override]
         cls,
         folder_or_id: str | Path,
-        reader: Reader,
+        reader: Reader | None = None,
         *,
         derivative: bool = False,
         revision: str | None = None,
@@ -140,25 +128,27 @@ class EmbedderHubMixin(ModelHubMixin):
 
         Args:
             folder_or_id: a folder that `save_pretrained` wrote, or a hub id.
-            reader: the reader it was trained with.
+            reader: the reader it was trained with; by default loaded by the name that the
+                embedder keeps of it.
             derivative: accept a reader of the same shape with other weights, such as a fine-tune.
             revision: branch, tag or commit on the hub.
             token: access token of the hub.
 
         Raises:
-            InputError: there is no such folder or hub id.
+            InputError: there is no such folder or hub id, or its reader cannot be loaded.
             CheckpointError: the folder is incomplete, damaged or unsafe.
             MismatchError: the embedder was made for another reader.
         """
         folder = _local_folder(folder_or_id, revision=revision, token=token)
         settings = read_json(folder / CONFIG, "an embedder")
         config = _read_config(settings, folder)
+        reader = reader or _load_reader(settings["reader"], str(folder_or_id))
         check_reader(settings["reader"], reader, derivative=derivative, name=str(folder_or_id))
         tensors = dequantize(read_tensors(folder / WEIGHTS, "an embedder"))
         from .embedder import ExtensibleEmbedder
 
         try:
-            embedder = ExtensibleEmbedder(config, reader)
+            embedder = ExtensibleEmbedder(config, reader, copy_weights=False)
         except InputError as error:
             raise MismatchError(
                 f"{str(folder_or_id)!r} does not fit {reader.name!r} ({str(error).rstrip('.')}); "
@@ -167,6 +157,33 @@ class EmbedderHubMixin(ModelHubMixin):
         load_weights(embedder, tensors, str(folder))
         embedder.training_record = settings["training"]
         return embedder.eval()
+
+
+def _load_reader(made_for: dict[str, Any], name: str) -> Reader:
+    """The reader that an embedder names."""
+    wanted = str(made_for.get("name"))
+    try:
+        return Reader.from_pretrained(EMBEDDED_NAME if wanted == EMBEDDED_LABEL else wanted)
+    except InputError as error:
+        raise InputError(
+            f"{name!r} was trained with {wanted!r}, which is to be loaded with it, but it cannot "
+            f"be ({str(error).split(' (')[0]}); give the reader: from_pretrained({name!r}, reader)."
+        ) from error
+
+
+def _check_ours(folder: Path) -> None:
+    """A model of transformers has files of the same names: it is not ours to replace."""
+    if not (folder / CONFIG).is_file():
+        return
+    try:
+        old = read_json(folder / CONFIG, "an embedder")
+    except CheckpointError:
+        old = {}
+    if not {"format_version", "embedder"} <= set(old):
+        raise InputError(
+            f"A save replaces only an older embedder, but {CONFIG} in {str(folder)!r} is of "
+            "something else; choose another folder."
+        )
 
 
 def own_weights(embedder: ExtensibleEmbedder) -> dict[str, Tensor]:
@@ -232,15 +249,21 @@ def dequantize(kept: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith(".int8"):
             stem = name.removesuffix(".int8")
             scale = kept.get(f"{stem}.scale")
-            if scale is None or scale.shape != (len(tensor), 1):
+            if not _is_quantized(tensor, scale):
                 raise CheckpointError(
                     f"An int8 matrix has one scale an output channel, but {stem!r} has not; copy "
                     "or train the checkpoint again."
                 )
-            weights[stem] = tensor.float() * scale
+            weights[stem] = tensor.float() * cast(Tensor, scale)
         elif not name.endswith(".scale") or f"{name.removesuffix('.scale')}.int8" not in kept:
             weights[name] = tensor
     return weights
+
+
+def _is_quantized(matrix: Tensor, scale: Tensor | None) -> bool:
+    if matrix.ndim != 2 or matrix.dtype is not torch.int8 or scale is None:
+        return False
+    return scale.shape == (len(matrix), 1) and scale.dtype is torch.float32
 
 
 def describe_reader(reader: Reader) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Context:
     @staticmethod
     def is_saved_at(folder: str | Path) -> bool:
         """Whether the folder holds a whole saved context."""
-        return (Path(folder) / MANIFEST).is_file()
+        return all((Path(folder) / name).is_file() for name in (MANIFEST, TENSORS))
 
     def _spans(self) -> list[tuple[int, int]]:
         return chunk_spans(self.num_tokens, self.chunk_tokens)

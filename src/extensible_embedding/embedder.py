@@ -15,14 +15,16 @@ Paper: arXiv 2402.11577, extensible embedding.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from .checkpoint import EmbedderHubMixin
+from .checkpoint import EmbedderHubMixin, own_weights
 from .chunks import chunk_spans, pad_chunks
 from .context import Context
 from .downsampling import check_scale_factor, down_sampling, num_rows
@@ -32,6 +34,8 @@ from .reader import Reader
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
 
+_PROBES = 16
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 
 
@@ -67,12 +71,21 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
     changed and never saved.
     """
 
-    def __init__(self, config: EmbedderConfig, reader: Reader) -> None:
+    def __init__(
+        self, config: EmbedderConfig, reader: Reader, *, copy_weights: bool = True
+    ) -> None:
+        """Builds the layers; `copy_weights=False` leaves them random, for weights that follow."""
         super().__init__()
         self.config = config
         self._reader = [reader]
         self.training_record: dict[str, object] = {}
+        self._fingerprinted: tuple[object, str] | None = None
         self.layers = first_layers(reader.model, config.num_layers)
+        if copy_weights:
+            _copy_layers(reader, self.layers)
+        # Only now: the copy must not see the one row that takes the place of the vocabulary.
+        self.layers.set_input_embeddings(nn.Embedding(1, reader.hidden_size))  # type: ignore[operator]
+        self.layers.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
         if not config.final_norm:
             setattr(self.layers, _final_norm_name(self.layers), nn.Identity())
         if config.residual:
@@ -96,7 +109,8 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         """An untrained embedder from the first `num_layers` layers of the reader.
 
         Raises:
-            InputError: a value is out of range, or the reader has fewer layers.
+            InputError: a value is out of range, the reader has fewer layers, none with attention,
+                or none whose weights are kept as floats.
         """
         config = EmbedderConfig(
             num_layers=num_layers,
@@ -111,6 +125,15 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
     def reader(self) -> Reader:
         """The frozen model that the rows are for."""
         return self._reader[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells embedders apart: configuration and all weights; made again when these change."""
+        weights = own_weights(self)
+        state = _state(weights)
+        if self._fingerprinted is None or self._fingerprinted[0] != state:
+            self._fingerprinted = state, _hash(self.config, weights)
+        return self._fingerprinted[1]
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Outputs (C, L, H) for chunks of token ids (C, L), one for every token."""
@@ -143,12 +166,14 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
     ) -> Context:
         """Compresses a context: one row for every k tokens.
 
+        A reader in bfloat16 or float16 has the embedder compute in that type, as training does.
+
         Args:
             text: the text, or its token ids (n,).
             k: tokens per row, any whole number from 1 to the chunk's length.
             title: a name to show.
             batch_chunks: chunks that the embedder reads at once; memory grows with it, the rows
-                do not change.
+                change by rounding at most.
             progress: called after every batch with (tokens done, tokens in all).
 
         Returns:
@@ -157,7 +182,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         Raises:
             InputError: the text has no tokens, or k is not usable.
         """
-        token_ids = self.reader.encode(text) if isinstance(text, str) else _as_ids(text)
+        token_ids = self.reader.encode(text) if isinstance(text, str) else as_ids(text)
         self._check(token_ids, check_scale_factor(k))
         spans = chunk_spans(len(token_ids), self.config.chunk_tokens)
         # One block from the start: small pieces, kept among freed batches, would hold on to memory.
@@ -165,7 +190,8 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         rows, done = torch.empty(count, self.reader.hidden_size, dtype=self.reader.dtype), 0
         for first in range(0, len(spans), batch_chunks):
             batch = spans[first : first + batch_chunks]
-            made = torch.cat(self._batch_rows(token_ids, batch, k))
+            with self._reader_dtype():
+                made = torch.cat(self._batch_rows(token_ids, batch, k))
             rows[done : done + len(made)] = made
             done += len(made)
             if progress is not None:
@@ -181,6 +207,11 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             reader_fingerprint=self.reader.fingerprint,
             title=title,
         )
+
+    def _reader_dtype(self) -> torch.autocast:
+        dtype = self.reader.dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.reader.device.type, dtype if half else None, enabled=half)
 
     def _batch_rows(self, token_ids: Tensor, batch: list[tuple[int, int]], k: int) -> list[Tensor]:
         """Rows of each chunk of a batch, on the CPU; raw token embeddings at k=1."""
@@ -206,9 +237,35 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             )
 
 
-def _as_ids(ids: Sequence[int] | Tensor) -> Tensor:
+def _state(weights: dict[str, Tensor]) -> object:
+    """Differs whenever the weights may: where they are, their versions and a few values of each.
+
+    The values are for writers that leave the version alone, as fused optimizers do.
+    """
+    flat = [weight.detach().view(-1) for weight in weights.values()]
+    few = torch.cat([w[:: max(1, len(w) // _PROBES)].to(torch.float32) for w in flat])
+    places = [(name, w.dtype, w.data_ptr(), w._version) for name, w in weights.items()]
+    return places, few.tolist()
+
+
+def _hash(config: EmbedderConfig, weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(config)).encode())
+    for name, weight in weights.items():
+        digest.update(name.encode())
+        flat = weight.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def as_ids(ids: Sequence[int] | Tensor) -> Tensor:
+    """Token ids (n,) as int64.
+
+    Raises:
+        InputError: they are not one flat sequence of whole numbers.
+    """
     token_ids = torch.as_tensor(ids)
-    if token_ids.ndim != 1 or (token_ids.numel() and token_ids.is_floating_point()):
+    numbers = not (token_ids.is_floating_point() or token_ids.is_complex())
+    if token_ids.ndim != 1 or (token_ids.numel() and not numbers):
         raise InputError(
             f"Token ids are one flat sequence of whole numbers, but their shape is "
             f"{tuple(token_ids.shape)} and their type {token_ids.dtype}; compress one text a call."
@@ -217,12 +274,18 @@ def _as_ids(ids: Sequence[int] | Tensor) -> Tensor:
 
 
 def first_layers(model: PreTrainedModel, num_layers: int) -> nn.Module:
-    """A float32 copy of the decoder's first layers and its final norm, without token embeddings.
+    """The decoder with its first layers and final norm alone, in float32, with random weights.
 
     Raises:
-        InputError: the model has fewer layers.
+        InputError: the model has fewer layers, or none with attention.
     """
-    total = int(model.config.get_text_config().num_hidden_layers)
+    config = model.config.get_text_config()
+    if getattr(config, "num_attention_heads", None) is None:
+        raise InputError(
+            f"An embedder is made of attention layers of its reader, but {type(model).__name__!r} "
+            "has none; use a reader with attention."
+        )
+    total = int(config.num_hidden_layers)
     if num_layers > total:
         raise InputError(
             f"The embedder takes its layers from the reader, which has {total}, but num_layers is "
@@ -232,18 +295,25 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> nn.Module:
         _shortened(model.config, num_layers), dtype=torch.float32
     )
     decoder: nn.Module = shortened.get_decoder()
+    return decoder
+
+
+def _copy_layers(reader: Reader, decoder: nn.Module) -> None:
+    """Fills the decoder with the reader's weights, but for token embeddings."""
+    wanted = decoder.state_dict()
     source = {
         name: weight
-        for name, weight in model.get_decoder().state_dict().items()
-        if name in decoder.state_dict() and weight.shape == decoder.state_dict()[name].shape
+        for name, weight in reader.model.get_decoder().state_dict().items()
+        if name in wanted and weight.shape == wanted[name].shape and weight.dtype in _FLOATS
     }
-    width = int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
-    decoder.set_input_embeddings(nn.Embedding(1, width))  # type: ignore[operator]
-    missing = set(decoder.state_dict()) - set(source) - _embedding_names(decoder)
-    assert not missing, f"layers of the reader were not found: {sorted(missing)}"
+    missing = sorted(set(wanted) - set(source) - _embedding_names(decoder))
+    if missing:
+        raise InputError(
+            f"A new embedder is a copy of the reader's first layers as floats, but those of "
+            f"{reader.name!r} are not (first: {missing[0]!r}); make the embedder from the model "
+            "before it was quantised, save it, and load it with from_pretrained() for this one."
+        )
     decoder.load_state_dict(source, strict=False)
-    decoder.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
-    return decoder
 
 
 def _embedding_names(decoder: nn.Module) -> set[str]:
@@ -256,13 +326,19 @@ def _embedding_names(decoder: nn.Module) -> set[str]:
 
 
 def _shortened(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
-    """The reader's configuration with fewer layers and next to no vocabulary."""
+    """The reader's configuration with fewer layers, next to no vocabulary and no dropout.
+
+    The rows of a frozen reader's own layers have no noise, and so few training steps need none.
+    """
     short = copy.deepcopy(config.get_text_config())
     short.num_hidden_layers = num_layers
     for name in ("layer_types", "attention_layers", "no_rope_layers"):
         per_layer = getattr(short, name, None)
         if per_layer is not None:
             setattr(short, name, per_layer[:num_layers])
+    for name, value in vars(short).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(short, name, 0.0)
     short.pad_token_id = None
     short.vocab_size = 2
     if hasattr(short, "quantization_config"):

@@ -10,6 +10,7 @@ instant loses nothing: readers then name that folder, and the next save puts it 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,13 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError, StorageError
 
+_FOLDERS_OPEN = os.name != "nt"
+"""Whether a folder can be opened, and so flushed."""
+_DISK_FAULTS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG")
+    if hasattr(errno, name)  # Windows lacks some
+}
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle")
 # A bare pickle from protocol 2 on, and the zip archive around one that torch.save writes.
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -40,17 +48,22 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     # Through a link, so that what it points to is replaced and not the link.
     target = Path(os.path.realpath(folder))
     temporary: Path | None = None
+    filled = True
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _settle(target)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        filled = False
         yield temporary
-        temporary.chmod(0o755)
+        filled = True
+        _apply_umask(temporary)
         _check_replaceable(target, temporary)
         _flush(*temporary.iterdir(), temporary)
         _replace(temporary, target)
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and not filled and error.errno not in _DISK_FAULTS:
+            raise  # of what fills the folder, such as a download
         raise StorageError(
             f"Saving needs a writable place with room, but {str(folder)!r} cannot be written "
             f"({error}); free some space or choose another folder."
@@ -58,6 +71,17 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _apply_umask(folder: Path) -> None:
+    """Gives a folder and its files the mode of any other: some libraries make them private."""
+    probe = folder / ".mode"  # asking the process for its umask would change it for an instant
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    for file in folder.iterdir():
+        file.chmod(mode)
+    folder.chmod(mode | (mode & 0o444) >> 2)
 
 
 def _check_replaceable(target: Path, temporary: Path) -> None:
@@ -74,7 +98,10 @@ def _check_replaceable(target: Path, temporary: Path) -> None:
 def _flush(*paths: Path) -> None:
     """Has the disk hold these files and folders before the rename, whatever happens to power."""
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
+        is_folder = path.is_dir()
+        if is_folder and not _FOLDERS_OPEN:
+            continue
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
