@@ -135,6 +135,7 @@ class Models:
         Dtype | None,
         typer.Option(
             "--dtype",
+            metavar="float32|bfloat16|float16",
             help="Type of the reader's weights; by default bfloat16 where the machine multiplies "
             "it fast, else float32.",
         ),
