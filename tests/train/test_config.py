@@ -10,7 +10,13 @@ import pytest
 import yaml
 
 from extensible_embedding.errors import ConfigError, InputError
-from extensible_embedding.train.config import TrainConfig, config_from, load_config
+from extensible_embedding.train.config import (
+    RANGES,
+    TrainConfig,
+    check_files,
+    config_from,
+    load_config,
+)
 
 LEAST: dict[str, Any] = {"output_dir": "runs/x", "data": ["a.parquet"]}
 
@@ -98,25 +104,94 @@ def test_a_wrong_type_is_refused(key: str, value: object, kind: str) -> None:
         config_from({**LEAST, key: value})
 
 
+NAN, INFINITY = float("nan"), float("inf")
+NOT_COUNTS: list[object] = [0, -1, 2.5, True, "many", None]
+NOT_STEPS: list[object] = [-5, 2.5, True, None]
+NOT_NUMBERS: list[object] = [NAN, INFINITY, -1.0, True, "fast", None]
+NOT_FLAGS: list[object] = [1, "yes"]
+NOT_LISTS_OF_COUNTS: list[object] = [[], [0], [-4], [2.5], [True], 4, None]
+OUT_OF_RANGE: dict[str, list[object]] = {
+    "output_dir": ["", None, 3],
+    "data": [[], [""], "a.parquet", [7], None],
+    "data_weights": [[], [NAN], [INFINITY], [-1.0], [0.0], [0.5, 0.5], 1.0],
+    "cache_dir": ["", 3],
+    "reader": ["", None],
+    "init_from": ["", 3],
+    "num_layers": NOT_COUNTS,
+    "reading_chunk_tokens": NOT_COUNTS,
+    "down_sampling": ["median", "", None],
+    "residual": [*NOT_FLAGS, None],
+    "final_norm": [*NOT_FLAGS, None],
+    "scale_factors": NOT_LISTS_OF_COUNTS,
+    "instance_tokens": [*NOT_LISTS_OF_COUNTS, [100]],
+    "chunk_tokens": NOT_LISTS_OF_COUNTS,
+    "max_steps": NOT_COUNTS,
+    "batch_size": NOT_COUNTS,
+    "gradient_accumulation_steps": NOT_COUNTS,
+    "learning_rate": [*NOT_NUMBERS, 0.0],
+    "projection_learning_rate": [*NOT_NUMBERS, 0.0],
+    "weight_decay": NOT_NUMBERS,
+    "max_grad_norm": NOT_NUMBERS,
+    "warmup_steps": NOT_STEPS,
+    "decay_steps": NOT_STEPS,
+    "bf16": NOT_FLAGS,
+    "compile": [*NOT_FLAGS, None],
+    "seed": [*NOT_STEPS, 2**32],
+    "save_steps": NOT_COUNTS,
+    "save_total_limit": NOT_COUNTS,
+    "logging_steps": NOT_COUNTS,
+    "eval_data": [[], [""], "a.parquet"],
+    "eval_steps": NOT_COUNTS,
+    "eval_instances": NOT_COUNTS,
+}
+
+
+@pytest.mark.parametrize("spec", dataclasses.fields(TrainConfig), ids=lambda spec: spec.name)
+def test_a_value_out_of_range_is_refused(spec: dataclasses.Field[Any]) -> None:
+    """Of every field: one without bad values here, or without a range, fails."""
+    assert spec.name in RANGES
+    for value in OUT_OF_RANGE[spec.name]:
+        with pytest.raises(ConfigError, match=f"`{spec.name}` is .*, but it is .*; correct"):
+            TrainConfig(**{**LEAST, spec.name: value})
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_steps", 0),
-        ("batch_size", 0),
-        ("gradient_accumulation_steps", -1),
-        ("save_steps", 0),
-        ("scale_factors", []),
-        ("scale_factors", [0]),
-        ("chunk_tokens", [-4]),
-        ("instance_tokens", [100]),
-        ("data", []),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
+        ("data_weights", [0.0, 2]),
+        ("max_grad_norm", 0),
+        ("weight_decay", 0),
+        ("warmup_steps", 0),
+        ("decay_steps", 0),
+        ("seed", 2**32 - 1),
+        ("learning_rate", 1),
     ],
 )
-def test_a_value_out_of_range_is_refused(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"`{key}` is .*, but it is"):
-        config_from({**LEAST, key: value})
+def test_the_ends_of_ranges_are_in_them(key: str, value: object) -> None:
+    TrainConfig(**{**LEAST, "data": ["a", "b"], key: value})
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    text = "output_dir: a\ndata: [b]\nseed: 1\noutput_dir: c\n"
+    with pytest.raises(ConfigError, match="`output_dir` comes again in line 4; delete one"):
+        load_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("key", ["data", "eval_data"])
+def test_missing_data_are_refused(tmp_path: Path, key: str) -> None:
+    good = written(tmp_path, "text")
+    values = {"output_dir": str(tmp_path / "run"), "data": [str(good)]}
+    check_files(TrainConfig(**{**values, "eval_data": [str(good)]}))
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(InputError, match=f"{path}' is none; check `{key}`"):
+            check_files(TrainConfig(**{**values, key: [str(path)]}))
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_output_folder(tmp_path: Path, below: str) -> None:
+    file = written(tmp_path, "text")
+    with pytest.raises(ConfigError, match="run.yaml' is a file; give another output_dir"):
+        check_files(TrainConfig(output_dir=str(file / below), data=[str(file)]))
 
 
 @pytest.mark.parametrize("missing", ["output_dir", "data"])

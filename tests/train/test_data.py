@@ -45,7 +45,8 @@ def tokens(tiny_reader: Reader, tmp_path: Path) -> TokenFile:
 
 def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
     lines = tmp_path / "data.jsonl"
-    lines.write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS) + "\n\n")
+    texts = [*DOCUMENTS, None, ""]
+    lines.write_text("\n".join(json.dumps({"text": text}) for text in texts) + "\n\n")
     plain = tmp_path / "data.txt"
     plain.write_text(DOCUMENTS[0])
     assert list(read_texts(parquet(tmp_path, [*DOCUMENTS, None, ""]))) == DOCUMENTS
@@ -67,6 +68,28 @@ def test_what_has_no_text_is_refused(tmp_path: Path, name: str, content: bytes) 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="with a field `text`"):
         list(read_texts(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"not json", "line 3: Expecting value"),
+        (b'{"words": "no text"}', "line 3 is no object with a field `text`"),
+        (b'{"text": 7}', "line 3: `text` is of type int, not text"),
+        (b'{"text": "\xff"}', "line 3: 'utf-8' codec"),
+        (b"[" * 100_000, "line 3: "),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
+    with pytest.raises(InputError, match=words):
+        list(read_texts(tmp_path / "a.jsonl"))
+
+
+def test_a_column_of_numbers_is_no_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [7, 8]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="row 0: `text` is of type int"):
+        list(read_texts(tmp_path / "a.parquet"))
 
 
 def test_a_parquet_file_without_the_field_is_refused(tmp_path: Path) -> None:

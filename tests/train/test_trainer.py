@@ -11,10 +11,11 @@ import torch
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.checkpoint import own_weights
+from extensible_embedding.errors import ConfigError, InputError
 from extensible_embedding.train.checkpoints import last_checkpoint
 from extensible_embedding.train.config import TrainConfig
 from extensible_embedding.train.optimizer import make_optimizer, rate_at
-from extensible_embedding.train.trainer import build, instances, train
+from extensible_embedding.train.trainer import arguments, build, instances, train
 
 from .conftest import KillAfter, Killed, Watch, same, weights
 
@@ -158,6 +159,27 @@ def test_every_trainable_weight_is_optimised_once(config: TrainConfig, reader: R
     assert sorted(given) == sorted(id(w) for w in embedder.parameters() if w.requires_grad)
     vectors = [g for g in optimizer.param_groups if all(w.ndim <= 1 for w in g["params"])]
     assert [group["weight_decay"] for group in vectors] == [0.0]
+
+
+def test_an_architecture_beside_init_from_is_refused(config: TrainConfig, reader: Reader) -> None:
+    first = dataclasses.replace(config, max_steps=1, down_sampling="mean")
+    again = dataclasses.replace(
+        config, output_dir=config.output_dir + "2", init_from=str(train(first, reader=reader))
+    )
+    assert build(dataclasses.replace(again, num_layers=8), reader).config.num_layers == 2
+    with pytest.raises(ConfigError, match="has `num_layers` 2, but .* says 3; leave `num_layers`"):
+        train(dataclasses.replace(again, num_layers=3), reader=reader)
+
+
+def test_missing_data_are_refused_before_the_reader_is_loaded(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match=r"'none.txt' is none; check `data`"):
+        train(dataclasses.replace(config, data=["none.txt"], reader="no such reader"))
+
+
+def test_one_process_uses_one_device(config: TrainConfig, reader: Reader) -> None:
+    made = arguments(config, reader)
+    assert made.n_gpu <= 1
+    assert made.train_batch_size == config.batch_size
 
 
 @pytest.mark.slow

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..downsampling import DOWN_SAMPLINGS
 from ..errors import ConfigError, InputError
 
 
@@ -90,22 +93,123 @@ class TrainConfig:
     """Instances of each evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "save_steps"):
-            self._require(getattr(self, name) >= 1, name, "1 or more")
-        for name in ("scale_factors", "instance_tokens", "chunk_tokens"):
-            values = getattr(self, name)
-            whole = all(type(value) is int and value >= 1 for value in values)
-            self._require(bool(values) and whole, name, "a list of whole numbers, 1 or more")
-        self._require(bool(self.data), "data", "a list of files")
-        self._require(self.learning_rate > 0, "learning_rate", "above 0")
+        for name, (rule, holds) in RANGES.items():
+            self._require(holds(getattr(self, name)), name, rule)
         least = 2 * min(self.chunk_tokens)
         self._require(
             min(self.instance_tokens) >= least, "instance_tokens", f"{least} or more (two chunks)"
         )
+        shares = f"one share for each of the {len(self.data)} files of `data`"
+        as_many = self.data_weights is None or len(self.data_weights) == len(self.data)
+        self._require(as_many, "data_weights", shares)
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
-            raise ConfigError(f"`{name}` is {rule}, but it is {getattr(self, name)!r}.")
+            raise ConfigError(
+                f"`{name}` is {rule}, but it is {getattr(self, name)!r}; correct the configuration."
+            )
+
+
+Range = tuple[str, Callable[[Any], bool]]
+"""A rule in words, and whether a value keeps it."""
+
+
+def _whole(least: int, most: float = math.inf) -> Range:
+    rule = f"a whole number, {least} or more" + (f", {most} at most" if most < math.inf else "")
+    return rule, lambda value: type(value) is int and least <= value <= most
+
+
+def _number(rule: str, holds: Callable[[float], bool]) -> Range:
+    return rule, lambda value: type(value) in (int, float) and math.isfinite(value) and holds(value)
+
+
+def _list(rule: str, item: Range) -> Range:
+    return (
+        rule,
+        lambda values: isinstance(values, list) and bool(values) and all(map(item[1], values)),
+    )
+
+
+def _or_null(given: Range) -> Range:
+    return f"{given[0]}, or null", lambda value: value is None or given[1](value)
+
+
+_TEXT: Range = ("a text that is not empty", lambda value: isinstance(value, str) and bool(value))
+_FLAG: Range = ("true or false", lambda value: isinstance(value, bool))
+_FILES = _list("a list of files", _TEXT)
+_COUNTS = _list("a list of whole numbers, 1 or more", _whole(1))
+_RATE = _number("a number above 0", lambda value: value > 0)
+_SHARES = _list("a list of numbers, 0 or more and not all 0", _number("", lambda value: value >= 0))
+
+RANGES: dict[str, Range] = {
+    "output_dir": _TEXT,
+    "data": _FILES,
+    "data_weights": _or_null((_SHARES[0], lambda value: _SHARES[1](value) and sum(value) > 0)),
+    "cache_dir": _or_null(_TEXT),
+    "reader": _TEXT,
+    "init_from": _or_null(_TEXT),
+    "num_layers": _whole(1),
+    "reading_chunk_tokens": _whole(1),
+    "down_sampling": ("one of " + ", ".join(DOWN_SAMPLINGS), lambda value: value in DOWN_SAMPLINGS),
+    "residual": _FLAG,
+    "final_norm": _FLAG,
+    "scale_factors": _COUNTS,
+    "instance_tokens": _COUNTS,
+    "chunk_tokens": _COUNTS,
+    "max_steps": _whole(1),
+    "batch_size": _whole(1),
+    "gradient_accumulation_steps": _whole(1),
+    "learning_rate": _RATE,
+    "projection_learning_rate": _RATE,
+    "weight_decay": _number("a number, 0 or more", lambda value: value >= 0),
+    "max_grad_norm": _number("a number, 0 (no clipping) or more", lambda value: value >= 0),
+    "warmup_steps": _whole(0),
+    "decay_steps": _whole(0),
+    "bf16": _or_null(_FLAG),
+    "compile": _FLAG,
+    "seed": _whole(0, 2**32 - 1),
+    "save_steps": _whole(1),
+    "save_total_limit": _whole(1),
+    "logging_steps": _whole(1),
+    "eval_data": _or_null(_FILES),
+    "eval_steps": _whole(1),
+    "eval_instances": _whole(1),
+}
+"""What each setting may be, one entry a field."""
+
+
+def check_files(config: TrainConfig) -> None:
+    """Refuses, before anything is loaded, data that are not there and a file as output folder.
+
+    Raises:
+        InputError: a file of `data` or `eval_data` is missing.
+        ConfigError: `output_dir`, or a folder above it, is a file.
+    """
+    for name, paths in (("data", config.data), ("eval_data", config.eval_data or [])):
+        for path in paths:
+            if not Path(path).is_file():
+                raise InputError(f"Training data are files, but {path!r} is none; check `{name}`.")
+    folder = Path(config.output_dir)
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise ConfigError(
+                f"`output_dir` is a folder, but {str(part)!r} is a file; give another output_dir."
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key comes twice: the later would win unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ConfigError(
+                    f"A setting is given once, but `{key.value}` comes again in line "
+                    f"{key.start_mark.line + 1}; delete one."
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -119,7 +223,7 @@ def load_config(path: str | Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"A configuration is a YAML file, but {str(path)!r} is none; check it.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(path)!r} is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(values, dict):

@@ -51,11 +51,9 @@ def read_texts(path: Path) -> Iterator[str]:
         raise InputError(f"Training data are files, but {str(path)!r} is none; check `data`.")
     try:
         if path.suffix == ".parquet":
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=8, columns=["text"]):
-                yield from (str(text) for text in batch.column("text").to_pylist() if text)
+            yield from _parquet_texts(path)
         elif path.suffix in (".jsonl", ".json"):
-            with path.open(encoding="utf-8") as lines:
-                yield from (str(json.loads(line)["text"]) for line in lines if line.strip())
+            yield from _jsonl_texts(path)
         else:
             yield path.read_text(encoding="utf-8")
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -63,6 +61,39 @@ def read_texts(path: Path) -> Iterator[str]:
             "Training data are parquet or JSONL with a field `text`, or UTF-8 text, but "
             f"{str(path)!r} cannot be read so ({error}); convert it first."
         ) from error
+
+
+def _parquet_texts(path: Path) -> Iterator[str]:
+    first = 0
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=8, columns=["text"]):
+        for number, text in enumerate(batch.column("text").to_pylist(), start=first):
+            yield from _text(text, f"row {number}")
+        first += len(batch)
+
+
+def _jsonl_texts(path: Path) -> Iterator[str]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield from _json_text(line, f"line {number}")
+
+
+def _json_text(line: bytes, place: str) -> Iterator[str]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: {error}") from None
+    if not isinstance(value, dict) or "text" not in value:
+        raise ValueError(f"{place} is no object with a field `text`")
+    yield from _text(value["text"], place)
+
+
+def _text(value: object, place: str) -> Iterator[str]:
+    """The document, if there is one: null and empty texts are left out."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{place}: `text` is of type {type(value).__name__}, not text")
+    if value:
+        yield value
 
 
 def tokenize_file(path: Path, reader: Reader, cache: Path, report: Report | None) -> TokenFile:

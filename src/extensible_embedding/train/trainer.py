@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..checkpoint import WEIGHTS, load_weights
 from ..embedder import EmbedderConfig, ExtensibleEmbedder
+from ..errors import ConfigError
 from ..folders import read_tensors, write_json
-from ..reader import Reader, default_dtype
+from ..reader import Reader, default_device, default_dtype
 from .callbacks import Pace, TokenCounter
 from .checkpoints import (
     SETTINGS,
@@ -29,7 +31,7 @@ from .checkpoints import (
     shaping_settings,
     whole_checkpoint,
 )
-from .config import TrainConfig
+from .config import TrainConfig, check_files
 from .data import Instances, Report, collate, default_cache, tokenize_file
 from .optimizer import make_optimizer, make_schedule, set_rates
 from .speed import compiled, keep_freed_memory
@@ -44,10 +46,15 @@ class TwoStreamTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     @property
+    def two_stream(self) -> TwoStreamModel:
+        """The model without the wrapper of several processes."""
+        model: TwoStreamModel = self.accelerator.unwrap_model(self.model)
+        return model
+
+    @property
     def embedder(self) -> ExtensibleEmbedder:
-        """What is trained, without the wrapper of several processes."""
-        embedder: ExtensibleEmbedder = self.accelerator.unwrap_model(self.model).embedder
-        return embedder
+        """What is trained."""
+        return self.two_stream.embedder
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -97,19 +104,48 @@ class TwoStreamTrainer(Trainer):
                 super()._load_rng_state(checkpoint)
 
 
-def build(config: TrainConfig, reader: Reader | None = None) -> ExtensibleEmbedder:
-    """The embedder that the configuration begins with."""
-    reader = reader or Reader.from_pretrained(config.reader)
-    if config.init_from is not None:
-        return ExtensibleEmbedder.from_pretrained(config.init_from, reader).train()
-    architecture = EmbedderConfig(
-        num_layers=config.num_layers,
-        chunk_tokens=config.reading_chunk_tokens,
-        down_sampling=config.down_sampling,
-        residual=config.residual,
-        final_norm=config.final_norm,
-    )
-    return ExtensibleEmbedder(architecture, reader).train()
+ARCHITECTURE = {
+    "num_layers": "num_layers",
+    "reading_chunk_tokens": "chunk_tokens",
+    "down_sampling": "down_sampling",
+    "residual": "residual",
+    "final_norm": "final_norm",
+}
+"""Settings that say what an embedder is made of, and its fields that they become."""
+
+
+def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
+    """The embedder that the configuration begins with.
+
+    Raises:
+        ConfigError: the embedder in `init_from` is made otherwise than a setting says.
+    """
+    if config.init_from is None:
+        values = {name: getattr(config, key) for key, name in ARCHITECTURE.items()}
+        return ExtensibleEmbedder(EmbedderConfig(**values), reader).train()
+    embedder = ExtensibleEmbedder.from_pretrained(config.init_from, reader)
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    for key, name in ARCHITECTURE.items():
+        asked, has = getattr(config, key), getattr(embedder.config, name)
+        if asked not in (has, defaults[key]):
+            raise ConfigError(
+                f"The architecture comes from init_from, and {config.init_from!r} has `{key}` "
+                f"{has!r}, but the configuration says {asked!r}; leave `{key}` out."
+            )
+    return embedder.train()
+
+
+def processes(device: torch.device) -> PartialState:
+    """The processes that train together, one a device, and which of them this one is."""
+    return PartialState(cpu=device.type == "cpu")
+
+
+def own_device() -> torch.device | None:
+    """Where this process of several computes; None, the default, for a single one."""
+    state = processes(default_device())
+    if state.num_processes == 1:
+        return None
+    return torch.device("cpu") if state.device.type == "cpu" else torch.device(state.device)
 
 
 def instances(
@@ -119,9 +155,12 @@ def instances(
     cache = Path(config.cache_dir) if config.cache_dir else default_cache()
     paths = (config.eval_data or []) if evaluation else config.data
     per_step = config.batch_size * config.gradient_accumulation_steps
-    training = config.max_steps * per_step * PartialState().num_processes
+    state = processes(reader.device)
+    training = config.max_steps * per_step * state.num_processes
+    with state.local_main_process_first():  # it fills the cache, the others read it
+        files = [tokenize_file(Path(path), reader, cache, report) for path in paths]
     return Instances(
-        [tokenize_file(Path(path), reader, cache, report) for path in paths],
+        files,
         num_instances=config.eval_instances if evaluation else training,
         instance_tokens=config.instance_tokens,
         chunk_tokens=config.chunk_tokens,
@@ -137,7 +176,7 @@ def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
     bf16 = config.bf16
     if bf16 is None:
         bf16 = default_dtype(reader.device) is torch.bfloat16
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size,
@@ -160,6 +199,8 @@ def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
         dataloader_pin_memory=False,
         disable_tqdm=True,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # else one process would spread itself over all GPUs
+    return made
 
 
 def train(
@@ -179,32 +220,45 @@ def train(
 
     Returns:
         The folder of the trained embedder.
+
+    Raises:
+        ExtensibleError: a configuration, data, a checkpoint or the disk is not usable.
     """
-    reader = reader or Reader.from_pretrained(config.reader)
+    check_files(config)
+    reader = reader or Reader.from_pretrained(config.reader, device=own_device())
     torch.manual_seed(config.seed)
     embedder = build(config, reader)
-    num_processes = PartialState().num_processes
     checkpoint = last_checkpoint(config.output_dir)
     if checkpoint is not None:
+        num_processes = processes(reader.device).num_processes
         check_goes_on(checkpoint, embedder, shaping_settings(config, num_processes))
+    trainer = make_trainer(config, embedder, callbacks or [], report)
+    keep_freed_memory()
+    with compiled(trainer.two_stream) if config.compile else nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    folder = Path(config.output_dir) / "embedder"
+    if trainer.is_world_process_zero():
+        embedder.save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def make_trainer(
+    config: TrainConfig,
+    embedder: ExtensibleEmbedder,
+    callbacks: list[TrainerCallback],
+    report: Report | None,
+) -> TwoStreamTrainer:
+    """The trainer of a run, with its data tokenised."""
+    reader = embedder.reader
     training = instances(config, reader, report=report)
-    model = TwoStreamModel(embedder)
-    trainer = TwoStreamTrainer(
-        model=model,
+    counter = TokenCounter(embedder, training, config, processes(reader.device).num_processes)
+    return TwoStreamTrainer(
+        model=TwoStreamModel(embedder),
         args=arguments(config, reader),
         config=config,
         train_dataset=training,
         eval_dataset=instances(config, reader, evaluation=True) if config.eval_data else None,
         data_collator=collate,
-        callbacks=[
-            TokenCounter(embedder, training, config, num_processes),
-            Pace(),
-            *(callbacks or []),
-        ],
+        callbacks=[counter, Pace(), *callbacks],
     )
-    keep_freed_memory()
-    with compiled(model) if config.compile else nullcontext():
-        trainer.train(resume_from_checkpoint=checkpoint)
-    folder = Path(config.output_dir) / "embedder"
-    embedder.save_pretrained(folder)
-    return folder
