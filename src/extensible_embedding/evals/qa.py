@@ -1,0 +1,276 @@
+"""Questions about long documents: predictions of every method, kept before they are scored.
+
+In: an embedder with its reader, tasks, methods and windows. Out: one record for every task, part
+of a task, setting and scorer. Greedy decoding, the reader's own chat template, one fixed prompt a
+task. It knows nothing of how a method reads and of how a score is made.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..embedder import ExtensibleEmbedder
+from ..errors import InputError, WindowError
+from ..prompt import question_frame
+from .journal import Journal, Key
+from .methods import METHODS, CannotRunError, Method, Passage, make_method
+from .methods.rows import Extensible
+from .scorers import SCORERS
+from .tasks import Example, Task
+
+ALL = "all"
+"""Part of a record that covers the whole task."""
+WITH_K = ("extensible", "mean-pool")
+_RESAMPLES = 1000
+
+Progress = Callable[[int, int], None]
+"""Called with (answers done, answers in all)."""
+
+
+@dataclass(frozen=True)
+class QaSetting:
+    """One way to read the documents."""
+
+    method: str
+    k: int
+    """Tokens per row; 0 where the method chooses."""
+    window: int | None
+    """Rows in all; None: the reader's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QaRecord:
+    """Mean score of one part of a task; intervals are bootstrap over documents, 95 percent."""
+
+    task: str
+    version: int
+    part: str
+    """Such as a length, or "all"."""
+    method: str
+    k: int
+    """Asked for; 0 where the method chose."""
+    window: int | None
+    scorer: str
+    num_examples: int
+    score: float | None
+    """From 0 to 1; None where the method could not run."""
+    low: float | None
+    high: float | None
+    mean_rows: float | None
+    """Rows of the prompts, on average."""
+    note: str = ""
+    """Why some or all examples have no prediction, if so."""
+
+
+def evaluate_qa(
+    embedder: ExtensibleEmbedder,
+    tasks: Sequence[Task],
+    *,
+    methods: Sequence[str] = ("none", "truncate", "extensible"),
+    scale_factors: Sequence[int] = (),
+    windows: Sequence[int | None] = (None,),
+    num_examples: int = 50,
+    seed: int = 0,
+    journal: Path | None = None,
+    budget_minutes: float | None = None,
+    progress: Progress | None = None,
+) -> list[QaRecord]:
+    """Answers and scores, the same examples for every method.
+
+    Args:
+        embedder: with the reader that it is for.
+        tasks: what is asked.
+        methods: names of `METHODS`.
+        scale_factors: tokens per row; empty: the method chooses.
+        windows: rows in all; None is the reader's own.
+        num_examples: of each task, drawn at random.
+        seed: of the draw and the resamples.
+        journal: file that keeps every prediction before it is scored.
+        budget_minutes: time after which no more examples are begun.
+        progress: called after every answer.
+
+    Returns:
+        Records: for each task its parts, then the whole.
+
+    Raises:
+        InputError: an argument or a file is not usable.
+    """
+    settings = _settings(methods, scale_factors, windows)
+    names = {"embedder": embedder.fingerprint, "reader": embedder.reader.fingerprint, "seed": seed}
+    run = _Run(embedder, settings, Journal(journal, names))
+    drawn = {task: _draw(task, num_examples, seed) for task in tasks}
+    deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    with torch.inference_mode():
+        run.predict(drawn, deadline, progress)
+    return [
+        record
+        for task, examples in drawn.items()
+        for record in score_predictions(task, examples, settings, run.journal, seed)
+    ]
+
+
+def _settings(
+    methods: Sequence[str], scale_factors: Sequence[int], windows: Sequence[int | None]
+) -> list[QaSetting]:
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        found = f"one is {unknown[0]!r}" if unknown else "none is given"
+        raise InputError(f"Methods are some of {', '.join(METHODS)}, but {found}; choose of these.")
+    return [
+        QaSetting(method, k, window)
+        for window in windows
+        for method in methods
+        for k in ((scale_factors or [0]) if method in WITH_K else [0])
+    ]
+
+
+def _draw(task: Task, num_examples: int, seed: int) -> list[Example]:
+    """Some of a task's examples, as many of each part as of any other where they allow it."""
+    parts: dict[str, list[Example]] = {}
+    for example in task.examples():
+        parts.setdefault(example.setting, []).append(example)
+    rng = np.random.default_rng((seed, zlib.crc32(task.name.encode())))
+    shuffled = [[each[place] for place in rng.permutation(len(each))] for each in parts.values()]
+    in_turn = [
+        each[place]
+        for place in range(max(map(len, shuffled), default=0))
+        for each in shuffled
+        if place < len(each)
+    ]
+    if not in_turn:
+        raise InputError(f"A task has examples, but {task.name!r} has none; check its file.")
+    return in_turn[:num_examples]
+
+
+class _Run:
+    """Fills the journal, example by example."""
+
+    def __init__(
+        self, embedder: ExtensibleEmbedder, settings: Sequence[QaSetting], journal: Journal
+    ) -> None:
+        self.reader, self.settings, self.journal = embedder.reader, settings, journal
+        self.methods = {setting: _method(setting, embedder) for setting in settings}
+
+    def predict(
+        self,
+        drawn: Mapping[Task, Sequence[Example]],
+        deadline: float | None,
+        progress: Progress | None,
+    ) -> None:
+        """Every task in turn, so that a deadline cuts all alike."""
+        total = sum(len(examples) for examples in drawn.values()) * len(self.settings)
+        done = 0
+        for number in range(max(len(examples) for examples in drawn.values())):
+            if number and deadline is not None and time.monotonic() > deadline:
+                return
+            for task, examples in drawn.items():
+                for setting in self.settings if number < len(examples) else ():
+                    self._answer(task, examples[number], setting)
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+
+    def _answer(self, task: Task, example: Example, setting: QaSetting) -> None:
+        key = _key(task, example, setting)
+        if key in self.journal:
+            return
+        head, tail = question_frame(self.reader, task.text(example))
+        passage = Passage(head=head, context=self.reader.encode(example.context), tail=tail)
+        room = (setting.window or self.reader.window) - task.max_new_tokens
+        try:
+            reading = self.methods[setting].read(passage, room)
+        except (WindowError, CannotRunError) as error:
+            self.journal.put(key, {"note": str(error)})
+            return
+        prediction = reading.generate(task.max_new_tokens)
+        self.journal.put(key, {"prediction": prediction, "k": reading.k, "rows": reading.num_rows})
+
+
+def _method(setting: QaSetting, embedder: ExtensibleEmbedder) -> Method:
+    method = make_method(setting.method, embedder)
+    if isinstance(method, Extensible):
+        method.k = setting.k or None
+    return method
+
+
+def _key(task: Task, example: Example, setting: QaSetting) -> Key:
+    return (
+        task.name,
+        task.version,
+        example.id,
+        setting.method,
+        setting.k,
+        setting.window or 0,
+    )
+
+
+def score_predictions(
+    task: Task,
+    examples: Sequence[Example],
+    settings: Sequence[QaSetting],
+    journal: Journal,
+    seed: int,
+) -> list[QaRecord]:
+    """Records from the predictions in a journal; nothing is run."""
+    parts = list(dict.fromkeys(example.setting for example in examples if example.setting))
+    records = []
+    for part in [*(parts if len(parts) > 1 else []), ALL]:
+        chosen = [example for example in examples if part in (ALL, example.setting)]
+        for setting in settings:
+            for scorer in task.scorers:
+                records.append(_record(task, part, chosen, setting, scorer, journal, seed))
+    return records
+
+
+def _record(
+    task: Task,
+    part: str,
+    examples: Sequence[Example],
+    setting: QaSetting,
+    scorer: str,
+    journal: Journal,
+    seed: int,
+) -> QaRecord:
+    keys = [(example, _key(task, example, setting)) for example in examples]
+    found = [(example, journal[key]) for example, key in keys if key in journal]
+    answered = [(example, value) for example, value in found if "prediction" in value]
+    scores = np.array([SCORERS[scorer](v["prediction"], e.answers) for e, v in answered])
+    low, high = _interval(scores, [example.group for example, _ in answered], seed)
+    return QaRecord(
+        task=task.name,
+        version=task.version,
+        part=part,
+        method=setting.method,
+        k=setting.k,
+        window=setting.window,
+        scorer=scorer,
+        num_examples=len(answered),
+        score=float(scores.mean()) if len(scores) else None,
+        low=low,
+        high=high,
+        mean_rows=float(np.mean([value["rows"] for _, value in answered])) if answered else None,
+        note=next((value["note"] for _, value in found if "note" in value), ""),
+    )
+
+
+def _interval(
+    scores: NDArray[np.float64], groups: Sequence[str], seed: int
+) -> tuple[float | None, float | None]:
+    """Bootstrap over groups: documents are drawn, with all of their questions."""
+    names, members = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        return None, None
+    sums = np.bincount(members, weights=scores)
+    counts = np.bincount(members)
+    picks = np.random.default_rng(seed).integers(len(names), size=(_RESAMPLES, len(names)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,98 @@
+"""The contract of a task: examples, a fixed prompt and scorers. A task is data; it runs nothing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question on one document."""
+
+    id: str
+    group: str
+    """Examples of one group are not independent: intervals resample groups."""
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    setting: str = ""
+    """Part of the task that is reported by itself, such as a length."""
+
+
+class Task(ABC):
+    """A task; `version` changes whenever its prompt or scoring does."""
+
+    name: str
+    version = 1
+    prompt = "{question}"
+    """What stands after the context, in the reader's chat template."""
+    max_new_tokens = 32
+    scorers: tuple[str, ...] = ("exact_match", "f1")
+    """Names of `SCORERS`; the first is the task's main figure."""
+
+    @abstractmethod
+    def examples(self) -> Iterator[Example]:
+        """Every example, in a fixed order."""
+
+    def text(self, example: Example) -> str:
+        """The question as it is asked."""
+        return self.prompt.format(question=example.question)
+
+
+class ParquetTask(Task):
+    """A task of a parquet file with columns context, question, answers (and id, doc_id, task).
+
+    Args:
+        path: of the file.
+    """
+
+    columns: tuple[str, ...] = ("id", "doc_id", "context", "question", "answers", "task")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def examples(self) -> Iterator[Example]:
+        """Rows of the file.
+
+        Raises:
+            InputError: the file cannot be read, or a column is missing.
+        """
+        for row in read_rows(self.path, self.columns):
+            yield Example(
+                id=row["id"],
+                group=row["doc_id"],
+                context=row["context"],
+                question=row["question"],
+                answers=tuple(row["answers"]),
+                setting=row["task"],
+            )
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a parquet file, a batch at a time.
+
+    Raises:
+        InputError: the file cannot be read, or a column is missing.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        missing = set(columns) - set(file.schema_arrow.names)
+        if missing:
+            raise InputError(
+                f"A task file has the columns {', '.join(columns)}, but {str(path)!r} lacks "
+                f"{', '.join(sorted(missing))}; rename or add them."
+            )
+        for batch in file.iter_batches(batch_size=64, columns=list(columns)):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"A task file is parquet, but {str(path)!r} cannot be read as such ({error}); check it."
+        ) from error

@@ -1,0 +1,30 @@
+"""Retrieval by key: LongEval's topics and lines, and Lost in the Middle's key-value pairs."""
+
+from __future__ import annotations
+
+from .base import ParquetTask
+
+
+class LongEvalTopics(ParquetTask):
+    """The first topic of a long conversation (LongChat, Li et al. 2023).
+
+    The authors let a language model judge; here the topic's name must stand in the answer.
+    """
+
+    name = "longeval-topics"
+    scorers = ("contains",)
+
+
+class LongEvalLines(ParquetTask):
+    """The number on a named line (LongChat): the last number of the answer counts."""
+
+    name = "longeval-lines"
+    scorers = ("last_number",)
+
+
+class KeyValue(ParquetTask):
+    """The value of a key in a JSON object of random keys (arXiv 2307.03172): it must be there."""
+
+    name = "kv-retrieval"
+    max_new_tokens = 64
+    scorers = ("contains",)

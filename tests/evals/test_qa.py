@@ -1,0 +1,140 @@
+"""Tasks read their files, and predictions are kept, scored and scored again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from extensible_embedding import ExtensibleEmbedder
+from extensible_embedding.errors import InputError
+from extensible_embedding.evals import scorers
+from extensible_embedding.evals.qa import ALL, QaRecord, evaluate_qa
+from extensible_embedding.evals.tasks import TASKS, make_task
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    columns: dict[str, list[object]] = {
+        "id": [f"q{number}" for number in range(6)],
+        "doc_id": [f"d{number // 2}" for number in range(6)],
+        "context": [f"Document {number // 2} says {number}. " * 9 for number in range(6)],
+        "question": [f"What is {number}?" for number in range(6)],
+        "answers": [[f"answer {number}"] for number in range(6)],
+        "task": ["easy", "hard"] * 3,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    return tmp_path / "q.parquet"
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    text = ["One sentence. Another sentence. " * 40, "Words of a book. " * 90]
+    pq.write_table(pa.table({"text": text}), tmp_path / "books.parquet")
+    return tmp_path / "books.parquet"
+
+
+@pytest.fixture
+def evaluate(tiny_embedder: ExtensibleEmbedder, questions: Path) -> Callable[..., list[QaRecord]]:
+    task = make_task("squad2", questions)
+    return lambda **changed: evaluate_qa(tiny_embedder, [task], windows=[120], **changed)
+
+
+def find(records: list[QaRecord], **fields: object) -> list[QaRecord]:
+    return [r for r in records if all(getattr(r, name) == v for name, v in fields.items())]
+
+
+def test_there_is_a_record_for_each_part_setting_and_scorer(
+    evaluate: Callable[..., list[QaRecord]],
+) -> None:
+    records = evaluate(methods=["none", "extensible"], scale_factors=[2, 4])
+    assert len(records) == 3 * 3 * 2
+    assert [record.part for record in records[::6]] == ["easy", "hard", ALL]
+    assert {record.num_examples for record in find(records, part=ALL)} == {6}
+    assert all(record.score == 0 for record in records)
+
+
+def test_predictions_are_kept_and_scored_again(
+    evaluate: Callable[..., list[QaRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "p.jsonl"
+    evaluate(journal=journal, methods=["truncate"])
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 1 + 6
+    assert {"prediction", "k", "rows"} == set(json.loads(lines[1])["value"])
+    monkeypatch.setitem(scorers.SCORERS, "f1", lambda prediction, answers: 0.25)
+    again = evaluate(journal=journal, methods=["truncate"])
+    assert journal.read_text().splitlines() == lines
+    assert find(again, scorer="f1", part=ALL)[0].score == 0.25
+    assert find(again, scorer="f1", part=ALL)[0].low == 0.25
+
+
+def test_what_does_not_fit_says_why(evaluate: Callable[..., list[QaRecord]]) -> None:
+    record = find(evaluate(methods=["raw"]), part=ALL)[0]
+    assert record.score is None
+    assert record.num_examples == 0
+    assert "Raw context must fit in" in record.note
+
+
+def test_examples_are_drawn_from_every_part(evaluate: Callable[..., list[QaRecord]]) -> None:
+    records = evaluate(methods=["none"], num_examples=2)
+    assert [record.num_examples for record in find(records, scorer="f1")] == [1, 1, 2]
+
+
+def test_unknown_names_are_refused(
+    evaluate: Callable[..., list[QaRecord]], questions: Path
+) -> None:
+    with pytest.raises(InputError, match="one is 'magic'"):
+        evaluate(methods=["magic"])
+    with pytest.raises(InputError, match="A task is one of squad2, .*, but it is 'magic'"):
+        make_task("magic", questions)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("passkey", "needle")])
+def test_tasks_of_files_ask_what_the_file_asks(name: str, questions: Path) -> None:
+    task = make_task(name, questions)
+    examples = list(task.examples())
+    assert [example.id for example in examples] == [f"q{number}" for number in range(6)]
+    assert all(example.question in task.text(example) for example in examples)
+    assert set(task.scorers) <= set(scorers.SCORERS)
+
+
+def test_a_file_without_the_columns_is_refused(books: Path) -> None:
+    with pytest.raises(InputError, match="lacks answers, context"):
+        list(make_task("squad2", books).examples())
+    books.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="cannot be read as such"):
+        list(make_task("needle", books).examples())
+
+
+def test_distractors_hold_no_answer_and_the_passage_is_there(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "id": ["a", "b", "c", "d"],
+        "doc_id": ["1", "2", "3", "1"],
+        "context": ["Paris is here.", "It is Paris too.", "Rome.", "Of the same page."],
+        "question": ["Where?"] * 4,
+        "answers": [["paris"], ["it"], ["rome"], ["page"]],
+        "task": ["nq"] * 4,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "nq.parquet")
+    first = next(iter(make_task("nq-open", tmp_path / "nq.parquet").examples()))
+    assert sorted(first.context.split("\n\n")) == ["Paris is here.", "Rome."]
+
+
+@pytest.mark.parametrize("name", ["passkey", "needle"])
+def test_needles_stand_at_their_depth(name: str, books: Path) -> None:
+    task = TASKS[name](books)
+    task.lengths, task.depths, task.repeats = (400,), (0.0, 0.5, 1.0), 2  # type: ignore[attr-defined]
+    examples = list(task.examples())
+    assert len(examples) == 6
+    for example in examples:
+        depth = example.context.index(example.answers[0]) / len(example.context)
+        wanted = float(example.id.split("-")[1])
+        assert abs(depth - wanted) < 0.3
+        assert example.answers[0] not in example.question
+    assert len({example.answers[0] for example in examples}) == 6
+    assert examples == list(task.examples())
