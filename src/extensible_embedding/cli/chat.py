@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,7 +16,7 @@ from .options import AUTO, Models, NewTokensOption, ReadingKOption, parse_k, wit
 from .sources import Source, SourcesArgument, contexts_of, open_sources
 
 if TYPE_CHECKING:
-    from ..answer import AnswerStream, Plan
+    from ..answer import Plan
     from ..context import Context
     from ..prompt import Turn
     from ..reader import Reader
@@ -85,7 +85,7 @@ def _turn(
     plan = _plan(reader, contexts, question, history, how)
     note(describe(plan, contexts, reader, how.k))
     reply = reader.reply(plan.prompt, k=plan.k, stream=True, max_new_tokens=how.max_new_tokens)
-    return print_stream(cast("AnswerStream", reply), stoppable=True)
+    return print_stream(reply, stoppable=True)
 
 
 def _plan(

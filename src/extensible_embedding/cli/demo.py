@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -21,7 +21,6 @@ from .options import RELEASED, EmbedderOption, JsonOption, MakingKOption, Models
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..answer import AnswerStream
     from ..context import Context
     from ..embedder import ExtensibleEmbedder
     from ..reader import Reader
@@ -110,8 +109,7 @@ def _ask(reader: Reader, book: Context, question: str, in_the_book: str, *, show
     from ..prompt import question_prompt
 
     prompt = question_prompt(reader, [book], question)
-    reply = reader.reply(prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS)
-    stream = cast("AnswerStream", reply)
+    stream = reader.reply(prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS)
     if show:
         typer.echo(f"\nQuestion: {question}\nAnswer: ", nl=False)
         answer = print_stream(stream)

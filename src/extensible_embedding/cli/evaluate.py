@@ -121,7 +121,7 @@ class Measurement:
 
     def check(self) -> None:
         """Raises InputError or StorageError before a model is loaded for nothing."""
-        from ..evals.lm import METHODS
+        from ..evals.methods import METHODS
 
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods:
