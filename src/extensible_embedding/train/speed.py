@@ -7,16 +7,35 @@ keeps what it frees. Knows nothing of data, losses and schedules.
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
+from ..errors import ConfigError
 from .two_stream import TwoStreamModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuses `compile: true` on a CPU without the C++ compiler that torch calls there.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or usual
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"`compile` needs a C++ compiler on a CPU, but {compiler!r} is not found; install one, "
+            "name one in the environment variable CXX, or set `compile: false`."
+        )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from .checkpoints import (
 from .config import TrainConfig, check_files
 from .data import Instances, Report, collate, default_cache, tokenize_file
 from .optimizer import make_optimizer, make_schedule, set_rates
-from .speed import compiled, keep_freed_memory
+from .speed import check_compiler, compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
 
 
@@ -140,6 +140,11 @@ def processes(device: torch.device) -> PartialState:
     return PartialState(cpu=device.type == "cpu")
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for all that train together."""
+    return bool(processes(default_device()).is_main_process)
+
+
 def own_device() -> torch.device | None:
     """Where this process of several computes; None, the default, for a single one."""
     state = processes(default_device())
@@ -225,6 +230,8 @@ def train(
         ExtensibleError: a configuration, data, a checkpoint or the disk is not usable.
     """
     check_files(config)
+    if config.compile:
+        check_compiler(reader.device if reader else default_device())
     reader = reader or Reader.from_pretrained(config.reader, device=own_device())
     torch.manual_seed(config.seed)
     embedder = build(config, reader)
