@@ -13,7 +13,7 @@ import extensible_embedding
 
 PACKAGE = Path(extensible_embedding.__file__).parent
 OUTER = ("train", "evals", "cli", "serve", "engines")
-CORE = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in OUTER)
+CORE = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in (*OUTER, "__main__"))
 
 
 def imported(path: Path) -> set[str]:

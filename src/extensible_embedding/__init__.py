@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .embedder import EmbedderConfig, ExtensibleEmbedder
     from .prompt import Prompt
     from .reader import Reader
+    from .released import released_embedder
     from .stream import ContextStream
     from .text import Document, read_document
 
@@ -64,6 +65,7 @@ __all__ = [
     "WindowError",
     "__version__",
     "read_document",
+    "released_embedder",
 ]
 
 _MODULES = {
@@ -77,6 +79,7 @@ _MODULES = {
     "Prompt": "prompt",
     "Reader": "reader",
     "read_document": "text",
+    "released_embedder": "released",
 }
 
 
