@@ -190,9 +190,85 @@ def test_new_tokens_count_against_the_window(tiny_reader: Reader, context: Conte
 
 
 def test_bad_calls_are_refused(tiny_reader: Reader, context: Context) -> None:
-    with pytest.raises(InputError, match="At least 1 token"):
+    with pytest.raises(InputError, match="max_new_tokens is 0; ask for 1"):
         tiny_reader.answer(context, "Who?", max_new_tokens=0)
+    with pytest.raises(
+        WindowError, match="window of 512, but max_new_tokens is 1040; ask for fewer"
+    ):
+        tiny_reader.answer(context, "Who?", max_new_tokens=1040)
+    with pytest.raises(WindowError, match=r"question alone take 5\d\d and no k would fit; ask a"):
+        tiny_reader.answer(context, "Who? " * 100, max_new_tokens=2)
+    with pytest.raises(InputError, match="at least 1 context, but there is none; compress a text"):
+        tiny_reader.answer([], "Who?")
+    for call in (tiny_reader.answer, tiny_reader.generate):
+        with pytest.raises(InputError, match="num_return_sequences is 3; ask again for each"):
+            call(context, "Who?", do_sample=True, num_return_sequences=3, max_new_tokens=2)
+    with pytest.raises(InputError, match="num_return_sequences is 2"):
+        tiny_reader.answers([context], ["Who?"], num_return_sequences=2)
     with pytest.raises(InputError, match="2 contexts and 1 texts"):
         tiny_reader.answers([context, context], ["Who?"])
     with pytest.raises(InputError, match="whole number"):
         tiny_reader.answer(context, "Who?", k="most")
+
+
+def test_an_answer_says_why_it_ended(tiny_reader: Reader, context: Context) -> None:
+    long = whole(tiny_reader, context, max_new_tokens=9, **KEEP_GOING)
+    assert (long.num_new_tokens, long.finish_reason) == (9, "length")
+    embeds = question_prompt(tiny_reader, [context], "Who?").embeds(tiny_reader, long.k)[None]
+    ids = tiny_reader.model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        max_new_tokens=9,
+        do_sample=False,
+        **KEEP_GOING,
+    )[0].tolist()
+    third = ids[2]
+    first = ids.index(third)
+    for end in (third, [third, 257]):
+        short = whole(tiny_reader, context, max_new_tokens=9, eos_token_id=end)
+        assert (short.num_new_tokens, short.finish_reason) == (first + 1, "stop")
+    last = whole(tiny_reader, context, max_new_tokens=first + 1, eos_token_id=third)
+    assert (last.num_new_tokens, last.finish_reason) == (first + 1, "stop")
+
+    def after_three(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return torch.full((len(ids),), ids.shape[1] >= 3, dtype=torch.bool)
+
+    cut = whole(
+        tiny_reader, context, max_new_tokens=9, stopping_criteria=[after_three], **KEEP_GOING
+    )
+    assert (cut.num_new_tokens, cut.finish_reason) == (3, "stop")
+
+
+@pytest.mark.parametrize("settings", [KEEP_GOING, {"eos_token_id": list(range(0, 256, 9))}])
+def test_a_stream_says_so_after_its_end(
+    tiny_reader: Reader, context: Context, settings: dict[str, Any]
+) -> None:
+    stream = streamed(tiny_reader, context, max_new_tokens=30, **settings)
+    answer = whole(tiny_reader, context, max_new_tokens=30, **settings)
+    assert (stream.num_new_tokens, stream.finish_reason) == (None, None)
+    list(stream)
+    assert (stream.num_new_tokens, stream.finish_reason) == (
+        answer.num_new_tokens,
+        answer.finish_reason,
+    )
+    assert stream.num_context_tokens == answer.num_context_tokens == 200
+
+
+def test_a_batch_says_of_each_why_it_ended(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder, text: str
+) -> None:
+    contexts = [tiny_embedder.compress(text[:n], k=2) for n in (40, 200, 90)]
+    settings = {"max_new_tokens": 12, "eos_token_id": list(range(0, 256, 9))}
+    batch = tiny_reader.answers(contexts, ["Who?"] * 3, k=2, **settings)
+    assert batch == [tiny_reader.answer(one, "Who?", k=2, **settings) for one in contexts]
+    assert {answer.num_new_tokens for answer in batch} != {12}
+
+
+@pytest.mark.filterwarnings("ignore:Passing .* with .inputs_embeds. and without .input_ids.")
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 50.0}, {"no_repeat_ngram_size": 1}])
+def test_repetition_can_be_discouraged(
+    tiny_reader: Reader, context: Context, settings: dict[str, Any]
+) -> None:
+    free = whole(tiny_reader, context, max_new_tokens=60, **KEEP_GOING)
+    held = whole(tiny_reader, context, max_new_tokens=60, **settings, **KEEP_GOING)
+    assert held.text != free.text

@@ -10,20 +10,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 from transformers import TextIteratorStreamer
 
 from .context import Context
-from .errors import InputError
+from .errors import InputError, WindowError
 from .prompt import AUTO, Prompt, Turn, fit, question_prompt, text_prompt
 
 if TYPE_CHECKING:
     from .reader import Reader
 
 Contexts = Context | Sequence[Context]
+FinishReason = Literal["stop", "length"]
+"""An answer ended by itself (end token, stopping criterion), or at `max_new_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,14 @@ class Answer:
     k: int
     """Scale factor that the contexts were read at."""
     num_context_tokens: int
+    """Tokens that the prompt's raw text and rows of contexts stand for."""
     prompt_rows: int
     """Rows of head, contexts and tail."""
     window: int
     """Rows that the reader may hold."""
+    num_new_tokens: int
+    """Tokens generated, the end token among them."""
+    finish_reason: FinishReason
 
     def __str__(self) -> str:
         return self.text
@@ -46,33 +52,29 @@ class Answer:
 class AnswerStream:
     """An answer as it comes: iterate for pieces of text; `k` and `prompt_rows` are known at once.
 
-    After the first piece `ttft_s` is the time to it in seconds. Leaving the loop early stops the
-    generation; an error in it is raised here.
+    After the first piece `ttft_s` is the time to it in seconds; after the last, `num_new_tokens`
+    and `finish_reason` are as in `Answer`. Leaving the loop early stops the generation and leaves
+    them None; an error in it is raised here.
     """
 
     def __init__(self, reader: Reader, plan: Plan, generation: dict[str, Any]) -> None:
         self.k, self.prompt_rows, self.window = plan.k, plan.prompt_rows, reader.window
+        self.num_context_tokens = plan.num_context_tokens
         self.ttft_s: float | None = None
+        self.num_new_tokens: int | None = None
+        self.finish_reason: FinishReason | None = None
         self._reader, self._plan, self._generation = reader, plan, generation
 
     def __iter__(self) -> Iterator[str]:
         start, failure, stopped = time.monotonic(), [], threading.Event()
+        texts: list[NewText] = []
         streamer = TextIteratorStreamer(self._reader.tokenizer, skip_special_tokens=True)
 
         def run() -> None:
             """Generates in the thread; a failure is kept for the reader of the stream."""
             try:
-                _generate(
-                    self._reader,
-                    [self._plan],
-                    {
-                        **self._generation,
-                        "streamer": streamer,
-                        "stopping_criteria": [
-                            *self._generation.get("stopping_criteria", ()),
-                            lambda ids, scores, **_: _all(ids, stopped.is_set()),
-                        ],
-                    },
+                texts.extend(
+                    _generate(self._reader, [self._plan], self._settings(streamer, stopped))
                 )
             except BaseException as error:
                 failure.append(error)
@@ -90,6 +92,12 @@ class AnswerStream:
             thread.join()
         if failure:
             raise failure[0]
+        self.num_new_tokens, self.finish_reason = texts[0].num_tokens, texts[0].finish_reason
+
+    def _settings(self, streamer: TextIteratorStreamer, stopped: threading.Event) -> dict[str, Any]:
+        criteria = self._generation.get("stopping_criteria", ())
+        stop = [*criteria, lambda ids, scores, **_: _all(ids, stopped.is_set())]
+        return {**self._generation, "streamer": streamer, "stopping_criteria": stop}
 
 
 def _all(ids: Tensor, value: bool) -> Tensor:
@@ -103,6 +111,16 @@ class Plan:
     prompt: Prompt
     k: int
     prompt_rows: int
+    num_context_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewText:
+    """What was generated after one prompt."""
+
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
 
 
 class AnswerMixin:
@@ -117,9 +135,23 @@ class AnswerMixin:
         """
         reader = cast("Reader", self)
         if max_new_tokens < 1:
-            raise InputError(f"At least 1 token is generated, but asked for {max_new_tokens}.")
+            raise InputError(
+                f"At least 1 token is generated, but max_new_tokens is {max_new_tokens}; ask for 1 "
+                "or more."
+            )
+        if max_new_tokens >= reader.window:
+            raise WindowError(
+                f"New tokens must leave rows for the prompt in the window of {reader.window}, but "
+                f"max_new_tokens is {max_new_tokens}; ask for fewer, or use a reader with a larger "
+                "window."
+            )
         chosen = fit(prompt, k, reader.window - max_new_tokens)
-        return Plan(prompt=prompt, k=chosen, prompt_rows=prompt.num_rows(chosen))
+        return Plan(
+            prompt=prompt,
+            k=chosen,
+            prompt_rows=prompt.num_rows(chosen),
+            num_context_tokens=sum(context.num_tokens for context in prompt.contexts),
+        )
 
     def generate(
         self,
@@ -151,7 +183,46 @@ class AnswerMixin:
         prompts = [text_prompt(reader, part, t) for part, t in zip(each, texts, strict=True)]
         plans = [self.plan(prompt, k, max_new_tokens) for prompt in prompts]
         new = _generate(reader, plans, {"max_new_tokens": max_new_tokens, **generation})
-        return new[0] if isinstance(text, str) else new
+        return new[0].text if isinstance(text, str) else [each.text for each in new]
+
+    @overload
+    def answer(
+        self,
+        contexts: Contexts,
+        question: str,
+        *,
+        k: int | str = AUTO,
+        stream: Literal[False] = False,
+        history: Sequence[Turn] = (),
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self,
+        contexts: Contexts,
+        question: str,
+        *,
+        k: int | str = AUTO,
+        stream: Literal[True],
+        history: Sequence[Turn] = (),
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> AnswerStream: ...
+
+    @overload
+    def answer(
+        self,
+        contexts: Contexts,
+        question: str,
+        *,
+        k: int | str = AUTO,
+        stream: bool,
+        history: Sequence[Turn] = (),
+        max_new_tokens: int = 128,
+        **generation: Any,
+    ) -> Answer | AnswerStream: ...
 
     def answer(
         self,
@@ -180,8 +251,24 @@ class AnswerMixin:
         """
         reader = cast("Reader", self)
         given = [contexts] if isinstance(contexts, Context) else list(contexts)
+        if not given:
+            raise InputError(
+                "An answer draws on at least 1 context, but there is none; compress a text, or ask "
+                "the model itself with `reader.model.generate`."
+            )
         prompt = question_prompt(reader, given, question, history)
         return self.reply(prompt, k=k, stream=stream, max_new_tokens=max_new_tokens, **generation)
+
+    @overload
+    def reply(
+        self, prompt: Prompt, *, stream: Literal[False] = False, **settings: Any
+    ) -> Answer: ...
+
+    @overload
+    def reply(self, prompt: Prompt, *, stream: Literal[True], **settings: Any) -> AnswerStream: ...
+
+    @overload
+    def reply(self, prompt: Prompt, *, stream: bool, **settings: Any) -> Answer | AnswerStream: ...
 
     def reply(
         self,
@@ -193,8 +280,14 @@ class AnswerMixin:
         **generation: Any,
     ) -> Answer | AnswerStream:
         """Generates after a prompt that is put together already; else as `answer`."""
-        reader = cast("Reader", self)
         plan = self.plan(prompt, k, max_new_tokens)
+        return self.respond(plan, stream=stream, max_new_tokens=max_new_tokens, **generation)
+
+    def respond(
+        self, plan: Plan, *, stream: bool = False, max_new_tokens: int = 128, **generation: Any
+    ) -> Answer | AnswerStream:
+        """Generates after a prompt for which `plan`, or the caller, has chosen k; else `answer`."""
+        reader = cast("Reader", self)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         if stream:
             return AnswerStream(reader, plan, settings)
@@ -232,19 +325,26 @@ def _spread(contexts: Contexts, how_many: int) -> list[list[Context]]:
     return [[context] for context in contexts]
 
 
-def _answer(reader: Reader, plan: Plan, text: str) -> Answer:
+def _answer(reader: Reader, plan: Plan, new: NewText) -> Answer:
     return Answer(
-        text=text.strip(),
+        text=new.text.strip(),
         k=plan.k,
-        num_context_tokens=sum(context.num_tokens for context in plan.prompt.contexts),
+        num_context_tokens=plan.num_context_tokens,
         prompt_rows=plan.prompt_rows,
         window=reader.window,
+        num_new_tokens=new.num_tokens,
+        finish_reason=new.finish_reason,
     )
 
 
 @torch.inference_mode()
-def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any]) -> list[str]:
+def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any]) -> list[NewText]:
     """New text of each plan; prompts are padded on the left."""
+    if generation.get("num_return_sequences", 1) != 1:
+        raise InputError(
+            "One text is generated a prompt, but num_return_sequences is "
+            f"{generation['num_return_sequences']}; ask again for each, with do_sample=True."
+        )
     embeds = [plan.prompt.embeds(reader, plan.k) for plan in plans]
     longest = max(len(part) for part in embeds)
     inputs = torch.stack([_pad_left(part, longest) for part in embeds])  # (B, S, H)
@@ -256,7 +356,25 @@ def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any])
         **generation,
     )
     ids = output if isinstance(output, Tensor) else output.sequences
-    return [reader.decode(row) for row in ids]
+    return [_new_text(reader, row.tolist(), generation) for row in ids]
+
+
+def _new_text(reader: Reader, ids: list[int], generation: dict[str, Any]) -> NewText:
+    """Of one row of a batch: what follows its end token, or the criterion's end, is padding."""
+    ends = generation.get("eos_token_id", reader.model.generation_config.eos_token_id)
+    ends = set(ends) if isinstance(ends, Sequence) else {ends}
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    if end is not None:
+        ids = ids[: end + 1]
+    else:
+        while ids and ids[-1] == _pad_id(reader):
+            ids = ids[:-1]
+    at_limit = end is None and len(ids) >= generation["max_new_tokens"]
+    return NewText(
+        text=reader.decode(ids),
+        num_tokens=len(ids),
+        finish_reason="length" if at_limit else "stop",
+    )
 
 
 def _pad_left(rows: Tensor, length: int) -> Tensor:

@@ -9,13 +9,12 @@ Axes: B batch, S prompt row, H reader hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +186,7 @@ class Reader(AnswerMixin):
         return self._encode(text, split_special_tokens=False)
 
     def _encode(self, text: str, *, split_special_tokens: bool) -> Tensor:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"A text holds whole characters, but this one has half of one, "
-                f"U+{ord(text[error.start]):04X} at place {error.start}; decode the bytes again, "
-                "with errors='replace' if need be."
-            ) from error
+        check_text(text)
         ids = self.tokenizer(
             text,
             add_special_tokens=False,
@@ -273,6 +265,18 @@ class Reader(AnswerMixin):
         return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
+def check_text(text: str) -> None:
+    """Raises InputError if a text holds half of a character: tokenizers take whole ones."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"A text holds whole characters, but this one has half of one, "
+            f"U+{ord(text[error.start]):04X} at place {error.start}; decode the bytes again, "
+            "with errors='replace' if need be."
+        ) from error
+
+
 def embedded_reader() -> tuple[str, str]:
     """Folder and GGUF file of the embedded default reader.
 
@@ -344,7 +348,7 @@ def quiet_loading() -> Iterator[None]:
     tqdm, bars = gguf.tqdm, transformers_logging.is_progress_bar_enabled()
     downloads = not are_progress_bars_disabled()
     logger.addFilter(_is_no_gguf_advice)
-    gguf.tqdm = functools.partial(tqdm, disable=True)
+    gguf.tqdm = partial(tqdm, disable=True)
     transformers_logging.disable_progress_bar()
     _show_downloads(downloads)
     try:
@@ -386,9 +390,9 @@ def _agree(one: str, other: str) -> bool:
         pair = [np.frombuffer(bytes.fromhex(each), ">i2").astype(float) for each in (one, other)]
     except ValueError:
         return False
-    if len(pair[0]) != len(pair[1]):
-        return False
-    return bool((abs(pair[0] - pair[1]) <= abs(pair[1]) / 256 + _SLACK_STEPS).all())
+    first, second = pair
+    near = len(first) == len(second) and abs(first - second) <= abs(second) / 256 + _SLACK_STEPS
+    return bool(np.all(near))
 
 
 HASH_DIGITS = 16
