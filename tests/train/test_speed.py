@@ -25,6 +25,7 @@ def compiled_parts(model: TwoStreamModel) -> int:
     return sum(module._compiled_call_impl is not None for module in modules)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch's compiler imports
 def test_norms_and_mlps_are_compiled_and_put_back(tiny_embedder: ExtensibleEmbedder) -> None:
     """Two norms and one MLP of two layers in the embedder and of four in the reader."""
     model = TwoStreamModel(tiny_embedder)

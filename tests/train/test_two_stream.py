@@ -126,6 +126,58 @@ def test_the_readers_attention_is_put_back(tiny_embedder: ExtensibleEmbedder) ->
     assert not attention._ACTIVE
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 16, 4), (2, 4, 7, 2), (1, 3, 5, 5)])
+def test_fused_and_plain_attention_agree(shape: tuple[int, int, int, int]) -> None:
+    num_batch, num_chunks, chunk_tokens, rows = shape
+    layout = Layout(
+        num_head=1, num_chunks=num_chunks, chunk_tokens=chunk_tokens, rows_per_chunk=rows
+    )
+    length = len(layout.positions())
+    torch.manual_seed(0)
+    inputs = [torch.randn(num_batch, heads, length, 8, requires_grad=True) for heads in (6, 2, 2)]
+    weight = torch.randn(num_batch, 6, length, 8)
+    results = []
+    for attend in (attention.plain_attention, attention.fused_attention):
+        output = attend(*inputs, 0.3, layout)
+        results.append((output, *torch.autograd.grad((output * weight).sum(), inputs)))
+    for plain, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_other_devices_use_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device "meta", which has shapes and no values."""
+    layout = Layout(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
+    monkeypatch.setattr(attention, "_ACTIVE", [layout])
+    used = []
+    for name in ("plain_attention", "fused_attention"):
+        monkeypatch.setattr(attention, name, lambda *a, name=name: used.append(name) or a[0])
+    for device in ("cpu", "meta"):
+        query = torch.zeros(1, 4, 7, 8, device=device)
+        attention.split_attention(nn.Identity(), query, query, query, None)
+    assert used == ["plain_attention", "fused_attention"]
+
+
+def test_few_masks_are_kept() -> None:
+    for cache in (attention._prefix_bias, attention._chunk_bias, attention._allowed):
+        assert (cache.cache_info().maxsize or 99) <= 4
+
+
+@pytest.mark.parametrize("setting", ["logits_scaling", "logit_scale", "final_logit_softcapping"])
+def test_logits_that_are_not_the_models_own_are_refused(tiny_reader: Reader, setting: str) -> None:
+    """Llama knows none of these settings; `Reader.logits` believes in them."""
+    model = copy.deepcopy(tiny_reader.model)
+    setattr(model.config, setting, 0.5)
+    embedder = make_embedder(Reader(model, tiny_reader.tokenizer, name="scaled"))
+    with pytest.raises(InputError, match=r"'scaled' \(LlamaForCausalLM\) differ .* choose another"):
+        TwoStreamModel(embedder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_models_own_logits_pass(tiny_reader: Reader, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(tiny_reader.model).to(dtype)
+    two_stream.check_logits(Reader(model, tiny_reader.tokenizer))
+
+
 def test_layout_of_two_streams() -> None:
     layout = Layout(num_head=1, num_chunks=3, chunk_tokens=2, rows_per_chunk=2)
     assert layout.positions().tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]

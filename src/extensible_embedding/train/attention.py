@@ -147,11 +147,10 @@ def split_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of the layout in force: the prefix on itself, each raw chunk on prefix and itself.
+    """Attention of the layout in force, by what suits the device.
 
-    Plain products and one softmax: at these lengths twice as fast on a CPU as its fused kernel. The
-    query heads that share a key head are folded into the query length, so that keys and values are
-    never copied for them.
+    On a CPU plain products and one softmax are twice as fast at these lengths as its fused kernel;
+    elsewhere the fused kernel saves the memory of the scores.
 
     Args:
         module: the reader's attention layer (unused).
@@ -166,8 +165,34 @@ def split_attention(
     Returns:
         (B, S, heads, D), and no weights.
     """
-    layout = _ACTIVE[-1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = plain_attention if query.device.type == "cpu" else fused_attention
+    output = attend(query, key, value, scale, _ACTIVE[-1])  # (B, heads, S, D)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout
+) -> Tensor:
+    """Attention (B, heads, S, D) by torch's kernel and a boolean mask; arguments as split's."""
+    group = query.shape[1] // key.shape[1]
+    return nn.functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(group, dim=1),
+        value.repeat_interleave(group, dim=1),
+        attn_mask=_allowed(layout, query.device),
+        scale=scale,
+    )
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout
+) -> Tensor:
+    """Attention (B, heads, S, D): the prefix on itself, each raw chunk on prefix and itself.
+
+    The query heads that share a key head are folded into the query length, so that keys and values
+    are never copied for them. Arguments as of `split_attention`.
+    """
     sizes = [layout.num_prefix, query.shape[2] - layout.num_prefix]
     folded = (query * scale).unflatten(1, (key.shape[1], -1))  # (B, key heads, G, S, D)
     (first, raw), (keys, raw_keys), (values, raw_values) = (
@@ -176,18 +201,17 @@ def split_attention(
         value.split(sizes, dim=2),
     )
     outputs = [
-        _prefix_attention(first, keys, values),
+        _prefix_attention(first, keys, values, layout),
         _chunk_attention(raw, keys, values, raw_keys, raw_values, layout),
     ]
-    output = torch.cat(outputs, dim=3).flatten(1, 2)  # (B, heads, S, D)
-    return output.transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=3).flatten(1, 2)
 
 
-def _prefix_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _prefix_attention(query: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
     """Causal attention of head and rows: (B, key heads, G, P, D)."""
     group, length = query.shape[2:4]
     scores = query.flatten(2, 3) @ keys.transpose(-1, -2)  # (B, key heads, G * P, P)
-    scores.add_(_prefix_bias(group, length, query.dtype, query.device))
+    _add(scores.unflatten(2, (group, length)), _prefix_bias(layout, query.dtype, query.device))
     output: Tensor = (torch.softmax(scores, dim=-1) @ values).unflatten(2, (group, length))
     return output
 
@@ -217,7 +241,8 @@ def _chunk_attention(
     own_keys, own_values = raw_keys.unflatten(2, shape), raw_values.unflatten(2, shape)
     on_prefix = (flat.flatten(2, 3) @ keys.transpose(-1, -2)).unflatten(2, flat.shape[2:4])
     scores = torch.cat([on_prefix, flat @ own_keys.transpose(-1, -2)], dim=-1)
-    scores.add_(_chunk_bias(layout, group, query.dtype, query.device))
+    bias = _chunk_bias(layout, query.dtype, query.device)
+    _add(scores.unflatten(3, (group, -1)), bias[:, None])
     weights = torch.softmax(scores, dim=-1)  # (B, key heads, N, G * L, P + L)
     of_prefix, of_own = weights.split([layout.num_prefix, layout.chunk_tokens], dim=-1)
     output = (of_prefix.flatten(2, 3) @ values).unflatten(2, flat.shape[2:4])
@@ -226,18 +251,24 @@ def _chunk_attention(
     return unfolded
 
 
-@lru_cache(maxsize=64)
-def _prefix_bias(group: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive causal mask (G * P, P)."""
+@torch.no_grad()
+def _add(scores: Tensor, bias: Tensor) -> None:
+    """Adds a mask in place; it is constant, so that the gradient of the scores stays the same."""
+    scores.add_(bias)
+
+
+# All layers of a pass share one layout; at long instances a mask has hundreds of megabytes.
+@lru_cache(maxsize=2)
+def _prefix_bias(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive causal mask (P, P)."""
+    length = layout.num_prefix
     with torch.inference_mode(False):  # it is cached, and a later call may need gradients
-        return _bias(torch.ones(length, length, dtype=torch.bool).tril(), dtype, device).repeat(
-            group, 1
-        )
+        return _bias(torch.ones(length, length, dtype=torch.bool).tril(), dtype, device)
 
 
-@lru_cache(maxsize=64)
-def _chunk_bias(layout: Layout, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask (N, G * L, P + L) of every raw chunk on the prefix and itself."""
+@lru_cache(maxsize=2)
+def _chunk_bias(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask (N, L, P + L) of every raw chunk on the prefix and itself."""
     length, num_raw = layout.chunk_tokens, layout.num_chunks - 1
     with torch.inference_mode(False):
         seen = torch.tensor([layout.rows_seen(chunk) for chunk in range(num_raw)])
@@ -249,8 +280,15 @@ def _chunk_bias(layout: Layout, group: int, dtype: torch.dtype, device: torch.de
                 own[None].expand(num_raw, -1, -1),
             ],
             dim=-1,
-        )  # (N, L, P + L)
-        return _bias(allowed, dtype, device).repeat(1, group, 1)
+        )
+        return _bias(allowed, dtype, device)
+
+
+@lru_cache(maxsize=2)
+def _allowed(layout: Layout, device: torch.device) -> Tensor:
+    """The layout's boolean mask (S, S) on the device."""
+    with torch.inference_mode(False):
+        return layout.allowed().to(device)
 
 
 def _bias(allowed: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..embedder import ExtensibleEmbedder
+from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
 from .attention import Layout, can_split, two_stream_attention
@@ -29,6 +30,7 @@ class TwoStreamModel(nn.Module):
         reader = embedder.reader
         self.split = can_split(reader)
         self.register_buffer("head_ids", language_head(reader), persistent=False)
+        check_logits(reader)
 
     def forward(self, token_ids: Tensor, k: int) -> dict[str, Tensor]:
         """Mean loss in nats over the tokens of chunks 2..N.
@@ -68,6 +70,27 @@ class TwoStreamModel(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         return hidden
+
+
+@torch.inference_mode()
+def check_logits(reader: Reader) -> None:
+    """Raises InputError unless the reader's logits, made from hidden states, are its model's own.
+
+    Models scale and cap their logits by settings of many names; one that `Reader.logits` does not
+    know would be trained for a wrong loss.
+    """
+    embeds = reader.embed_tokens(torch.arange(min(8, reader.vocab_size)))[None]
+    asked = {"inputs_embeds": embeds, "use_cache": False}
+    expected = reader.model(**asked).logits.float()
+    found = reader.logits(reader.model.get_decoder()(**asked).last_hidden_state).float()
+    tolerance = max(1e-4, 4 * torch.finfo(reader.dtype).eps)
+    worst = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+    if not worst <= tolerance:
+        raise InputError(
+            "Training makes a reader's logits from its last hidden states, but those of "
+            f"{reader.name!r} ({type(reader.model).__name__}) differ from the model's own by "
+            f"{float(worst):.2g} of the largest; choose another reader or report this one."
+        )
 
 
 def chunk_loss(reader: Reader, hidden: Tensor, targets: Tensor, layout: Layout) -> Tensor:
