@@ -1,4 +1,4 @@
-"""`extensible eval lm`: the table, the records, and refusals."""
+"""`extensible eval`: tables, records, and refusals."""
 
 from __future__ import annotations
 
@@ -66,3 +66,58 @@ def test_the_table_fits_80_columns_and_is_whole_in_a_file(
     intervals = [re.findall(r"\S+ \[.*?\]", "\n".join(shown)) for shown in (lines, narrow)]
     assert intervals[0] == intervals[1]
     assert len(intervals[0]) == 6
+
+
+def test_eval_lm_in_equal_windows_goes_on_from_its_journal(
+    run: Run, tmp_path: Path, text: str
+) -> None:
+    pq.write_table(pa.table({"text": [text]}), tmp_path / "one.parquet")
+    shape = ("--context-tokens", "128", "--target-tokens", "16", "--num-targets", "2")
+    methods = ("--methods", "truncate,extensible", "--k", "auto", "--windows", "64")
+    command = ("eval", "lm", "--data", "one.parquet", *shape, *methods, "--json", "out.json")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert "vs trunc." in result.stdout
+    journal = tmp_path / "out.json.journal"
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2
+    journal.write_text("\n".join(lines[:3]) + "\n")
+    assert run(*command).stdout == result.stdout
+    assert journal.read_text().splitlines() == lines
+    refused(run(*command, "--seed", "5"), 2, "out.json.journal", "begun with seed")
+
+
+@pytest.fixture
+def questions(tmp_path: Path, text: str) -> Path:
+    columns = {
+        "id": ["1", "2"],
+        "doc_id": ["1", "2"],
+        "context": [text, text[:200]],
+        "question": ["What is acknowledged?", "Who?"],
+        "answers": [["a truth"], ["a man", "a wife"]],
+        "task": ["squad2"] * 2,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    return tmp_path / "q.parquet"
+
+
+def test_eval_qa(run: Run, questions: Path, tmp_path: Path) -> None:
+    command = ("eval", "qa", "--task", f"squad2={questions}", "--windows", "300")
+    result = run(*command, "--json", "out.json")
+    assert result.exit_code == 0, result.output
+    for word in ("squad2", "retrieve", "extensible", "exact_match", "auto"):
+        assert word in result.stdout
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert {record["scorer"] for record in report["records"]} == {"exact_match", "f1"}
+    assert len((tmp_path / "out.json.journal").read_text().splitlines()) == 1 + 2 * 4
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_eval_qa_refuses_before_it_loads(run: Run, questions: Path) -> None:
+    refused(run("eval", "qa", "--task", "squad2"), 2, "--task is NAME=FILE", "squad2")
+    refused(run("eval", "qa", "--task", "squad2=gone.parquet"), 2, "no 'gone.parquet'")
+    refused(run("eval", "qa", "--task", f"magic={questions}"), 2, "'magic'")
+    task = ("eval", "qa", "--task", f"squad2={questions}")
+    refused(run(*task, "--methods", "magic"), 2, "'magic' is none of them")
+    refused(run(*task, "--windows", "x"), 2, "--windows", "'x'")
+    refused(run(*task, "--num-examples", "0"), 2, "--num-examples")

@@ -13,7 +13,8 @@ import pytest
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals import scorers
-from extensible_embedding.evals.qa import ALL, QaRecord, evaluate_qa
+from extensible_embedding.evals.qa import ALL, evaluate_qa
+from extensible_embedding.evals.records import QaRecord, write_records
 from extensible_embedding.evals.tasks import TASKS, make_task
 
 
@@ -138,3 +139,11 @@ def test_needles_stand_at_their_depth(name: str, books: Path) -> None:
         assert example.answers[0] not in example.question
     assert len({example.answers[0] for example in examples}) == 6
     assert examples == list(task.examples())
+
+
+def test_written_records_are_json(evaluate: Callable[..., list[QaRecord]], tmp_path: Path) -> None:
+    records = evaluate(methods=["none"])
+    write_records(records, tmp_path / "out.json", configuration={"seed": 0})
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [record["scorer"] for record in found["records"]] == [r.scorer for r in records]
+    assert "target_loss_nats" not in found

@@ -6,7 +6,7 @@ Where stderr is no terminal, nothing moves: only notes are written, unwrapped.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError, MismatchError
@@ -42,6 +43,16 @@ def stderr() -> Console:
 def stdout() -> Console:
     """The console for tables, as wide as they are where no terminal limits them."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED)
+
+
+def plain_table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table without borders: columns of words, then columns of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in words:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def note(text: str) -> None:

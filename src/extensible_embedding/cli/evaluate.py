@@ -12,9 +12,20 @@ from rich.table import Table
 
 from ..errors import InputError
 from .compress import check_writable
-from .console import load_embedder, load_reader, progress_bar, quiet_libraries, stdout
-from .group import ExtensibleCommand, remember_json, summary
-from .options import Models, at_least, parse_scale_factor, with_models
+from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
+from .group import ExtensibleCommand, summary
+from .measuring import (
+    BudgetOption,
+    RecordsOption,
+    SeedOption,
+    check_methods,
+    journal_of,
+    parse_scale_factors,
+    parts,
+    positive,
+)
+from .options import Models, at_least, with_models
+from .questions import qa
 
 if TYPE_CHECKING:
     from ..evals.records import LmRecord
@@ -44,11 +55,17 @@ def lm(
             "--methods",
             metavar="NAME,...",
             help="What stands before the targets: `none` no context, `raw` the tokens of the "
-            "context, `extensible` its rows.",
+            "context, `extensible` its rows, `mean-pool` averaged token embeddings; with "
+            "--windows also `truncate`, `streaming-llm` and `retrieve`.",
         ),
     ] = "none,raw,extensible",
     k: Annotated[
-        str, typer.Option("--k", metavar="N,...", help="Scale factors of the rows.")
+        str,
+        typer.Option(
+            "--k",
+            metavar="N,...|auto",
+            help="Scale factors of the rows; `auto`, with --windows, lets the method choose.",
+        ),
     ] = "2,4,8,16,32",
     context_tokens: Annotated[
         str, typer.Option("--context-tokens", metavar="N,...", help="Lengths of the context.")
@@ -71,32 +88,36 @@ def lm(
             callback=at_least(1, "--num-targets"),
         ),
     ] = 64,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the places drawn.")] = 0,
-    out: Annotated[
-        Path | None,
+    windows: Annotated[
+        str,
         typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Also write every record there, and an error as JSON on stdout.",
-            is_eager=True,
-            callback=remember_json,
+            "--windows",
+            metavar="N,...",
+            help="Compare in equal windows: rows that head, context and target may take in all.",
         ),
-    ] = None,
+    ] = "",
+    seed: SeedOption = 0,
+    budget_minutes: BudgetOption = None,
+    out: RecordsOption = None,
     *,
     models: Models,
 ) -> None:
     """Measure how well the reader predicts text after compressed context.
 
-    Compares the loss on the same targets without context, after raw context and after rows.
+    Compares the loss on the same targets without context, after raw context and after rows; with
+    --windows what each method makes of the same number of rows. With --json FILE every loss is kept
+    beside it as it is measured, and the same command goes on after a stop.
     """
     asked = Measurement(
         data=[*data, *(more or [])],
-        methods=_parts(methods),
-        scale_factors=[parse_scale_factor(part) for part in _parts(k)],
-        context_tokens=[_positive("--context-tokens", part) for part in _parts(context_tokens)],
+        methods=parts(methods),
+        scale_factors=parse_scale_factors(k, bool(windows)),
+        context_tokens=[positive("--context-tokens", part) for part in parts(context_tokens)],
+        windows=[positive("--windows", part) for part in parts(windows)],
         target_tokens=target_tokens,
         num_targets=num_targets,
         seed=seed,
+        budget_minutes=budget_minutes,
         out=out,
     )
     asked.check()
@@ -104,6 +125,7 @@ def lm(
 
 
 app.command(name="lm", cls=ExtensibleCommand, short_help=summary(lm))(lm)
+app.command(name="qa", cls=ExtensibleCommand, short_help=summary(qa))(qa)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,22 +136,16 @@ class Measurement:
     methods: list[str]
     scale_factors: list[int]
     context_tokens: list[int]
+    windows: list[int]
     target_tokens: int
     num_targets: int
     seed: int
+    budget_minutes: float | None
     out: Path | None
 
     def check(self) -> None:
         """Raises InputError or StorageError before a model is loaded for nothing."""
-        from ..evals.methods import METHODS
-
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown or not self.methods:
-            found = f"{unknown[0]!r} is none of them" if unknown else "none is given"
-            raise InputError(
-                f"--methods names one or more of {', '.join(METHODS)}, but {found}; choose of "
-                "these, with commas between."
-            )
+        check_methods(self.methods)
         missing = [file for file in self.data if not file.is_file()]
         if missing:
             raise InputError(
@@ -152,9 +168,12 @@ def _measure(asked: Measurement, models: Models) -> None:
             methods=asked.methods,
             scale_factors=asked.scale_factors,
             context_tokens=asked.context_tokens,
+            windows=asked.windows,
             target_tokens=asked.target_tokens,
             num_targets=asked.num_targets,
             seed=asked.seed,
+            budget_minutes=asked.budget_minutes,
+            journal=journal_of(asked.out),
             progress=progress,
         )
     if asked.out is not None:
@@ -163,42 +182,35 @@ def _measure(asked: Measurement, models: Models) -> None:
             "reader": embedder.reader.name,
             "embedder": models.embedder,
             "target_tokens": asked.target_tokens,
+            "num_targets": asked.num_targets,
+            "budget_minutes": asked.budget_minutes,
             "seed": asked.seed,
         }
         write_records(records, asked.out, configuration=configuration)
     stdout().print(records_table(records))
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _positive(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(
-            f"{option} is whole numbers of 1 or more with commas between, but it has {text!r}; "
-            "give for example 1024,4096."
-        )
-    return int(text)
-
-
 def records_table(records: Sequence[LmRecord]) -> Table:
-    """Loss, perplexity and recovery of each record, with 95 percent intervals."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("domain", overflow="fold")
-    table.add_column("method", no_wrap=True)
-    for name in ("k", "tokens", "n", "loss", "ppl", "recovery"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Loss, perplexity and recovery (in windows: change against truncate) of each record.
+
+    In brackets the 95 percent intervals.
+    """
+    windows = any(record.window for record in records)
+    numbers = ["k", "tokens", *(["window"] if windows else []), "n", "loss", "ppl"]
+    table = plain_table(["domain", "method"], [*numbers, "vs trunc." if windows else "recovery"])
     for record in records:
+        versus = _interval(record.versus_truncate, record.versus_low, record.versus_high)
+        recovery = _interval(record.recovery, record.recovery_low, record.recovery_high)
         table.add_row(
             record.domain,
             record.method,
             str(record.k),
             f"{record.context_tokens:,}",
+            *([f"{record.window:,}" if record.window else "-"] if windows else []),
             str(record.num_targets),
             _interval(record.loss_nats, record.loss_low, record.loss_high),
             "-" if record.perplexity is None else f"{record.perplexity:.2f}",
-            _interval(record.recovery, record.recovery_low, record.recovery_high),
+            versus if windows else recovery,
         )
     return table
 

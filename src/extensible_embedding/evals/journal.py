@@ -69,7 +69,8 @@ class Journal:
             if found.get(name) != wanted[name]:
                 raise InputError(
                     f"{str(path)!r} was begun with {name} {found.get(name)!r}, but now it is "
-                    f"{wanted[name]!r}; go on with the same settings or choose another file."
+                    f"{wanted[name]!r}; go on with the same settings, delete it, or choose another "
+                    "file."
                 )
         if len(whole) < len(text):
             with path.open("r+b") as file:

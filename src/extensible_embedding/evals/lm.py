@@ -103,7 +103,7 @@ def _journal(
     belongs_to = {
         "embedder": embedder.fingerprint,
         "reader": embedder.reader.fingerprint,
-        "data": [Path(file).name for file in data],
+        "data": [[Path(file).name, Path(file).stat().st_size] for file in data],
         "longest_context": longest,
         "seed": seed,
     }

@@ -23,6 +23,7 @@ from ..prompt import question_frame
 from .journal import Journal, Key
 from .methods import METHODS, CannotRunError, Method, Passage, make_method
 from .methods.rows import Extensible
+from .records import QaRecord
 from .scorers import SCORERS
 from .tasks import Example, Task
 
@@ -44,30 +45,6 @@ class QaSetting:
     """Tokens per row; 0 where the method chooses."""
     window: int | None
     """Rows in all; None: the reader's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QaRecord:
-    """Mean score of one part of a task; intervals are bootstrap over documents, 95 percent."""
-
-    task: str
-    version: int
-    part: str
-    """Such as a length, or "all"."""
-    method: str
-    k: int
-    """Asked for; 0 where the method chose."""
-    window: int | None
-    scorer: str
-    num_examples: int
-    score: float | None
-    """From 0 to 1; None where the method could not run."""
-    low: float | None
-    high: float | None
-    mean_rows: float | None
-    """Rows of the prompts, on average."""
-    note: str = ""
-    """Why some or all examples have no prediction, if so."""
 
 
 def evaluate_qa(

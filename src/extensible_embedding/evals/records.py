@@ -66,8 +66,32 @@ class LmRecord:
     """Why the method could not run, if so."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class QaRecord:
+    """Mean score of one part of a task; intervals are bootstrap over documents, 95 percent."""
+
+    task: str
+    version: int
+    part: str
+    """Such as a length, or "all"."""
+    method: str
+    k: int
+    """Asked for; 0 where the method chose."""
+    window: int | None
+    scorer: str
+    num_examples: int
+    score: float | None
+    """From 0 to 1; None where the method could not run."""
+    low: float | None
+    high: float | None
+    mean_rows: float | None
+    """Rows of the prompts, on average."""
+    note: str = ""
+    """Why some or all examples have no prediction, if so."""
+
+
 def write_records(
-    records: Sequence[LmRecord],
+    records: Sequence[LmRecord] | Sequence[QaRecord],
     out: Path,
     *,
     configuration: Mapping[str, object] | None = None,
@@ -75,19 +99,23 @@ def write_records(
     """Writes records as JSON, whole or not at all, with what made them.
 
     Args:
-        records: from `evaluate_lm`.
+        records: from `evaluate_lm` or `evaluate_qa`.
         out: the file; it is replaced if it exists.
         configuration: what the evaluation was called with; anything JSON or text can hold.
 
     Raises:
         StorageError: the disk is full or not writable.
     """
-    report = {
+    report: dict[str, object] = {
         "configuration": dict(configuration or {}),
         **environment(),
         "records": [_without(record, "target_loss_nats") for record in records],
-        "target_loss_nats": [_target_rows(record) for record in records if record.domain != MEAN],
     }
+    lm = [record for record in records if isinstance(record, LmRecord)]
+    if lm:
+        report["target_loss_nats"] = [
+            _target_rows(record) for record in lm if record.domain != MEAN
+        ]
     text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
     _write_whole(Path(out), text)
 
@@ -114,15 +142,15 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _without(record: LmRecord, name: str) -> dict[str, object]:
+def _without(record: LmRecord | QaRecord, name: str) -> dict[str, object]:
     row = dataclasses.asdict(record)
-    del row[name]
+    row.pop(name, None)
     return row
 
 
 def _target_rows(record: LmRecord) -> dict[str, object]:
     """What scoring can be rerun from."""
-    names = ("domain", "method", "k", "context_tokens", "target_loss_nats")
+    names = ("domain", "method", "k", "context_tokens", "window", "target_loss_nats")
     return {name: getattr(record, name) for name in names}
 
 
