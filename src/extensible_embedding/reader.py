@@ -270,10 +270,10 @@ def check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X} at place {error.start}"
         raise InputError(
-            f"A text holds whole characters, but this one has half of one, "
-            f"U+{ord(text[error.start]):04X} at place {error.start}; decode the bytes again, "
-            "with errors='replace' if need be."
+            f"A text holds whole characters, but this one has half of one, {half}; decode the "
+            "bytes again, with errors='replace' if need be."
         ) from error
 
 
@@ -390,9 +390,8 @@ def _agree(one: str, other: str) -> bool:
         pair = [np.frombuffer(bytes.fromhex(each), ">i2").astype(float) for each in (one, other)]
     except ValueError:
         return False
-    first, second = pair
-    near = len(first) == len(second) and abs(first - second) <= abs(second) / 256 + _SLACK_STEPS
-    return bool(np.all(near))
+    a, b = pair
+    return len(a) == len(b) and bool((abs(a - b) <= abs(b) / 256 + _SLACK_STEPS).all())
 
 
 HASH_DIGITS = 16
