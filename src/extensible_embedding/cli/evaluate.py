@@ -26,6 +26,7 @@ from .measuring import (
 )
 from .options import Models, at_least, with_models
 from .questions import qa
+from .report import report
 
 if TYPE_CHECKING:
     from ..evals.records import LmRecord
@@ -126,6 +127,7 @@ def lm(
 
 app.command(name="lm", cls=ExtensibleCommand, short_help=summary(lm))(lm)
 app.command(name="qa", cls=ExtensibleCommand, short_help=summary(qa))(qa)
+app.command(name="report", cls=ExtensibleCommand, short_help=summary(report))(report)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,167 @@
+"""A folder of results -> one report: HTML in a single file, figures, Markdown tables.
+
+In: the JSON files that `extensible eval` wrote. Out: `report.html`, `tables.md` and a PNG and an
+SVG of every figure, in the same folder. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, StorageError
+from .figures import Row, figures
+
+_LM = ("domain", "method", "k", "context_tokens", "window", "num_targets", "perplexity")
+_QA = ("task", "part", "method", "k", "window", "scorer", "num_examples")
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Extensible Embedding: evaluation</title>
+<style>
+body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
+td, th { border-bottom: 1px solid #ccc; padding: 2px 8px; text-align: right; }
+figure { margin: 2em 0; } svg { max-width: 100%; height: auto; }
+</style></head><body>
+<h1>Evaluation</h1>
+{% for figure in figures %}<figure>{{ figure.svg | safe }}
+<figcaption>{{ figure.caption }}</figcaption></figure>{% endfor %}
+{% for table in tables %}<h2>{{ table.title }}</h2>
+<table><tr>{% for name in table.names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endfor %}
+<h2>How it was measured</h2>
+{% for file in files %}<h3>{{ file.name }}</h3><pre>{{ file.facts }}</pre>{% endfor %}
+</body></html>
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Writes the report of every results file of a folder.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        InputError: the folder has no results, or a file is none.
+        StorageError: the folder cannot be written.
+    """
+    from jinja2 import Environment
+
+    reports = read_results(folder)
+    rows = [row for report in reports.values() for row in report["records"]]
+    lm, qa = [row for row in rows if "domain" in row], [row for row in rows if "task" in row]
+    tables = [table for table in (_lm_table(lm), _qa_table(qa)) if table["rows"]]
+    try:
+        drawn = [_draw(folder, *each) for each in figures(lm, qa)]
+        page = Environment(autoescape=True).from_string(_PAGE)
+        files = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]
+        html = page.render(figures=drawn, tables=tables, files=files)
+        (folder / "tables.md").write_text(_markdown(tables), encoding="utf-8")
+        (folder / "report.html").write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"A report is written into the folder of its results, but {str(folder)!r} cannot be "
+            f"written ({error}); copy the results to another folder."
+        ) from error
+    return folder / "report.html"
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Results files of a folder by name.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            _ = [row["method"] for row in report["records"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"Results are JSON files of `extensible eval`, but {str(path)!r} is none "
+                f"({type(error).__name__}); move it elsewhere."
+            ) from error
+        found[path.name] = report
+    if not found:
+        raise InputError(
+            f"A report needs results, but {str(folder)!r} has no .json file; run `extensible eval` "
+            "with --json first."
+        )
+    return found
+
+
+def _draw(folder: Path, name: str, caption: str, figure: Any) -> dict[str, str]:
+    """Saves a figure as PNG and SVG, and gives what the page needs of it."""
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    text = StringIO()
+    figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    return {"svg": svg[svg.index("<svg") :], "caption": caption}
+
+
+def _lm_table(rows: Sequence[Row]) -> dict[str, Any]:
+    names = ["domain", "method", "k", "context", "window", "targets", "perplexity"]
+    return {
+        "title": "Language modelling",
+        "names": [*names, "recovery", "versus truncate", "note"],
+        "rows": [
+            [
+                *_cells(row, _LM),
+                _interval(row, "recovery", "recovery_low", "recovery_high"),
+                _interval(row, "versus_truncate", "versus_low", "versus_high"),
+                row["note"],
+            ]
+            for row in rows
+        ],
+    }
+
+
+def _qa_table(rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "title": "Questions",
+        "names": [*_QA, "score", "note"],
+        "rows": [
+            [*_cells(row, _QA), _interval(row, "score", "low", "high"), row["note"]] for row in rows
+        ],
+    }
+
+
+def _cells(row: Row, names: Iterable[str]) -> list[str]:
+    return [_cell(row[name]) for name in names]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _interval(row: Row, value: str, low: str, high: str) -> str:
+    if row[value] is None:
+        return "-"
+    if row[low] is None:
+        return f"{row[value]:.3f}"
+    return f"{row[value]:.3f} ({row[low]:.3f} to {row[high]:.3f})"
+
+
+def _markdown(tables: Sequence[Mapping[str, Any]]) -> str:
+    blocks = []
+    for table in tables:
+        lines = [table["names"], ["---"] * len(table["names"]), *table["rows"]]
+        body = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+        blocks.append(f"## {table['title']}\n\n{body}\n")
+    return "\n".join(blocks)
+
+
+def _facts(report: Mapping[str, Any]) -> str:
+    known = {
+        name: value for name, value in report.items() if not name.startswith(("rec", "target"))
+    }
+    return json.dumps(known, indent=2, ensure_ascii=False)

@@ -1,0 +1,72 @@
+"""A report shows every record, in one file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensible_embedding.errors import InputError
+from extensible_embedding.evals.records import LmRecord, QaRecord, write_records
+from extensible_embedding.evals.report import write_report
+
+
+def lm(domain: str, method: str, k: int, **changed: Any) -> LmRecord:
+    values: dict[str, Any] = {
+        "context_tokens": 1024, "window": None, "num_targets": 4, "loss_nats": 3.0,
+        "loss_low": 2.9, "loss_high": 3.1, "perplexity": 20.0, "recovery": 0.4,
+        "recovery_low": 0.3, "recovery_high": 0.5, "versus_truncate": None, "versus_low": None,
+        "versus_high": None, "target_loss_nats": [3.0] * 4,
+    }  # fmt: skip
+    return LmRecord(domain=domain, method=method, k=k, **{**values, **changed})
+
+
+def qa(task: str, part: str, method: str, score: float | None) -> QaRecord:
+    return QaRecord(
+        task=task, version=1, part=part, method=method, k=0, window=None, scorer="contains",
+        num_examples=3, score=score, low=None, high=None, mean_rows=100.0,
+        note="" if score is not None else "<b>no room</b>",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    recovery = [lm(domain, "extensible", k) for domain in ("books", "mean") for k in (2, 4, 8)]
+    windows = {"window": 512, "recovery": None, "versus_truncate": -0.02}
+    equal = [
+        lm("books", method, 1, context_tokens=length, **windows)
+        for method in ("truncate", "extensible")
+        for length in (1024, 4096)
+    ]
+    write_records([*recovery, *equal], tmp_path / "lm.json", configuration={"seed": 7})
+    parts = [
+        f"{length} characters, depth {depth}" for length in (4000, 16000) for depth in (0.0, 1.0)
+    ]
+    needle = [qa("needle", part, "extensible", 0.5) for part in [*parts, "all"]]
+    write_records([*needle, qa("squad2", "all", "raw", None)], tmp_path / "qa.json")
+    return tmp_path
+
+
+def test_one_page_with_every_figure_and_record(results: Path) -> None:
+    page = write_report(results).read_text()
+    assert page.count("<svg") == 4
+    assert "src=" not in page
+    assert page.count("<tr>") == 2 + 10 + 6
+    assert "&lt;b&gt;no room&lt;/b&gt;" in page
+    assert "&#34;seed&#34;: 7" in page
+    figures = {"recovery-1024", "perplexity-512", "needle-depth", "answers"}
+    for ending in ("png", "svg"):
+        assert {path.stem for path in results.glob(f"*.{ending}")} == figures
+    tables = (results / "tables.md").read_text()
+    assert len(re.findall(r"^\| ", tables, flags=re.MULTILINE)) == 4 + 10 + 6
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no .json file"):
+        write_report(tmp_path)
+    (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
+    with pytest.raises(InputError, match="other.json' is none"):
+        write_report(tmp_path)
