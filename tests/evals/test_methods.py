@@ -9,8 +9,10 @@ from torch import Tensor
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError, WindowError
 from extensible_embedding.evals.methods import METHODS, Passage, make_method
-from extensible_embedding.evals.methods.base import EmbedsReading
+from extensible_embedding.evals.methods.base import CannotRunError, EmbedsReading
+from extensible_embedding.evals.methods.prune import Prune
 from extensible_embedding.evals.methods.retrieve import Retrieve
+from extensible_embedding.evals.methods.rope import rotary_of, scaled_positions
 from extensible_embedding.evals.methods.rows import Extensible
 
 
@@ -26,7 +28,10 @@ def embeds(reading: object) -> Tensor:
     return reading.embeds
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "raw"])
+UNLIMITED = ("raw", "pi", "ntk", "yarn")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in UNLIMITED])
 @pytest.mark.parametrize("num_tokens", [1, 40, 63, 64, 65, 300, 1000])
 def test_no_method_takes_more_than_its_room(
     tiny_embedder: ExtensibleEmbedder, name: str, num_tokens: int
@@ -44,7 +49,7 @@ def test_every_method_gives_losses_and_text(tiny_embedder: ExtensibleEmbedder, n
     assert isinstance(reading.generate(3), str)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in UNLIMITED[1:]])
 def test_a_frame_larger_than_the_window_is_refused(
     tiny_embedder: ExtensibleEmbedder, name: str
 ) -> None:
@@ -142,3 +147,47 @@ def test_retrieval_without_words_in_common_reads_the_latest(
     here = passage(100)
     kept = Retrieve(tiny_embedder.reader, piece_tokens=10).select(here, 30)
     assert torch.equal(kept[-10:], here.context[-10:])
+
+
+@pytest.mark.parametrize("name", ["pi", "ntk", "yarn"])
+def test_rescaled_positions_read_all_and_are_put_back(
+    tiny_embedder: ExtensibleEmbedder, name: str
+) -> None:
+    reader, long, short = tiny_embedder.reader, passage(900), passage(100)
+    targets = torch.tensor([97, 98, 99])
+    method, raw = make_method(name, tiny_embedder), make_method("raw", tiny_embedder)
+    before = rotary_of(reader)
+    assert method.read(long, 100).num_rows == 901
+    assert method.read(long, 100).nll(targets).isfinite().all()
+    assert rotary_of(reader) is before
+    method.new_tokens = 10  # type: ignore[attr-defined]
+    expected = raw.read(short, 500).nll(targets)
+    torch.testing.assert_close(method.read(short, 500).nll(targets), expected)
+
+
+def test_position_interpolation_divides_positions(tiny_embedder: ExtensibleEmbedder) -> None:
+    model, ids = tiny_embedder.reader.model, passage(50).context[None]
+    with torch.inference_mode():
+        expected = model(ids, position_ids=torch.arange(50)[None] / 4).logits
+        with scaled_positions(tiny_embedder.reader, "linear", 4.0):
+            found = model(ids).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_reader_without_rotary_positions_says_so(
+    tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_embedder.reader.model.config
+    monkeypatch.setattr(config, "rope_parameters", None, raising=False)
+    with pytest.raises(CannotRunError, match="has no rotary positions"):
+        make_method("pi", tiny_embedder).read(passage(900), 100)
+
+
+def test_pruning_keeps_the_least_predictable_tokens(tiny_embedder: ExtensibleEmbedder) -> None:
+    here = passage(100)
+    method = Prune(tiny_embedder.reader, block_tokens=30)
+    losses = method.losses(here.context)
+    assert losses.shape == (100,)
+    kept = method.select(here, 40)
+    least = losses.sort().values[60]
+    assert torch.equal(kept, here.context[losses >= least])

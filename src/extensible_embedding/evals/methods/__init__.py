@@ -11,7 +11,9 @@ from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
 from .base import CannotRunError, EmbedsReading, Method, Passage, Reading
 from .plain import NoContext, Raw, SinksAndRecent, Truncate
+from .prune import Prune
 from .retrieve import Retrieve
+from .rope import DynamicNtk, PositionInterpolation, Yarn
 from .rows import Extensible, MeanPool
 
 __all__ = [
@@ -30,6 +32,10 @@ METHODS: Mapping[str, Callable[[ExtensibleEmbedder], Method]] = {
     "truncate": lambda embedder: Truncate(embedder.reader),
     "streaming-llm": lambda embedder: SinksAndRecent(embedder.reader),
     "retrieve": lambda embedder: Retrieve(embedder.reader),
+    "llmlingua": lambda embedder: Prune(embedder.reader),
+    "pi": lambda embedder: PositionInterpolation(embedder.reader),
+    "ntk": lambda embedder: DynamicNtk(embedder.reader),
+    "yarn": lambda embedder: Yarn(embedder.reader),
     "extensible": Extensible,
     "mean-pool": MeanPool,
 }
