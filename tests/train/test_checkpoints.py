@@ -223,3 +223,15 @@ def test_an_interrupt_while_saving_leaves_no_half(config: TrainConfig, reader: R
     with pytest.raises(KeyboardInterrupt):
         train(config, reader=reader, callbacks=[Interrupt()])
     assert names(config) == ["checkpoint-4"]
+
+
+def test_only_its_owner_removes_a_half(tmp_path: Path) -> None:
+    """Other processes are done while the first one still writes."""
+    with checkpoints.whole_checkpoint(tmp_path, owner=False):
+        pass
+    with pytest.raises(StorageError), checkpoints.whole_checkpoint(tmp_path, owner=False):
+        raise OSError("on purpose")
+    assert tmp_path.is_dir()
+    with pytest.raises(StorageError), checkpoints.whole_checkpoint(tmp_path, owner=True):
+        raise OSError("on purpose")
+    assert not tmp_path.exists()

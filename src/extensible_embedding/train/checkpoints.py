@@ -125,30 +125,39 @@ _DAMAGE = (
 )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 
 
 @contextmanager
-def whole_checkpoint(folder: Path) -> Iterator[None]:
-    """Removes the checkpoint folder that is being written unless it gets whole.
+def whole_checkpoint(folder: Path, *, owner: bool) -> Iterator[None]:
+    """Removes the checkpoint folder that is being written if that fails.
+
+    Args:
+        folder: of the checkpoint.
+        owner: whether this process may remove it: of several that write to it, only the first,
+            since the others are done before it is whole.
 
     Raises:
         StorageError: the disk is full or not writable.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(part in str(error) for part in _FULL_DISK):
-            raise
-        raise StorageError(
-            f"A checkpoint needs a writable disk with room, but {str(folder)!r} cannot be written "
-            f"({_first_line(error)}); free some space and run the same command to go on."
-        ) from error
-    finally:
-        if folder.is_dir() and not _is_whole(folder):
+    except BaseException as error:
+        if owner and folder.is_dir() and not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) or _is_torch_on_full_disk(error):
+            raise StorageError(
+                f"A checkpoint needs a writable disk with room, but {str(folder)!r} cannot be "
+                f"written ({_first_line(error)}); free some space and run the same command to go "
+                "on."
+            ) from error
+        raise
+
+
+def _is_torch_on_full_disk(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _FULL_DISK)
 
 
 _FULL_DISK = ("inline_container", "PytorchStreamWriter", "iostream")

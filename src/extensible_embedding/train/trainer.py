@@ -73,7 +73,7 @@ class TwoStreamTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with whole_checkpoint(folder):
+        with whole_checkpoint(folder, owner=self.is_world_process_zero()):
             super()._save_checkpoint(model, trial)
 
     def _save(
