@@ -345,17 +345,19 @@ def quiet_loading() -> Iterator[None]:
     """
     logger = logging.getLogger("transformers.quantizers.quantizer_gguf")
     gguf: Any = modeling_gguf_pytorch_utils
-    tqdm, bars = gguf.tqdm, transformers_logging.is_progress_bar_enabled()
+    tqdm, bars = vars(gguf).get("tqdm"), transformers_logging.is_progress_bar_enabled()
     downloads = not are_progress_bars_disabled()
     logger.addFilter(_is_no_gguf_advice)
-    gguf.tqdm = partial(tqdm, disable=True)
+    if tqdm is not None:  # a name of theirs that is not public: without it, a bar is shown
+        gguf.tqdm = partial(tqdm, disable=True)
     transformers_logging.disable_progress_bar()
     _show_downloads(downloads)
     try:
         yield
     finally:
         logger.removeFilter(_is_no_gguf_advice)
-        gguf.tqdm = tqdm
+        if tqdm is not None:
+            gguf.tqdm = tqdm
         if bars:
             transformers_logging.enable_progress_bar()
         _show_downloads(downloads)
