@@ -55,8 +55,8 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
     """Train an embedder for a reader.
 
     Goes on from the last whole checkpoint in the configuration's output_dir if there is one, so
-    after Ctrl-C or a crash the same command resumes. The trained embedder is in
-    output_dir/embedder; losses are logged for TensorBoard.
+    after Ctrl-C or a crash the same command resumes; raise max_steps to train a finished run on.
+    The trained embedder is in output_dir/embedder; losses are logged for TensorBoard.
     """
     from .console import quiet_libraries
     from .train import train as run  # imports transformers

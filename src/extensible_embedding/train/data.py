@@ -124,7 +124,8 @@ def _cache_key(path: Path, reader: Reader) -> str:
     vocabulary = (
         f"{reader.vocab_size} {len(reader.tokenizer)} {reader.tokenizer.__class__.__name__}"
     )
-    probe = reader.encode("Extensible embedding, 2024: 7,342 rows?\n").tolist()
+    spelled_out = "".join(map(str, reader.tokenizer.all_special_tokens))
+    probe = reader.encode(f"Extensible embedding, 2024: 7,342 rows?\n{spelled_out}").tolist()
     text = f"{path.name} {state.st_size} {state.st_mtime_ns} {vocabulary} {probe}"
     return f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
