@@ -92,8 +92,8 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps; `configs/stage1.yaml` says with which settings. Losses, recovery
-and how they were measured:
+{record.get("steps", 0):,} steps; `configs/stage1.yaml` and `stage2.yaml` say with which settings.
+Losses, recovery and how they were measured:
 [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
 """
 
