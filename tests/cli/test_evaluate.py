@@ -40,7 +40,12 @@ def test_eval_lm_refuses(run: Run, tmp_path: Path) -> None:
 def test_eval_lm_refuses_before_it_loads(run: Run, tmp_path: Path) -> None:
     (tmp_path / "some.parquet").write_bytes(b"")
     data = ("eval", "lm", "--data", "some.parquet")
-    refused(run(*data, "--methods", "raw,magic"), 2, "--methods names", "'magic' is none of them")
+    refused(
+        run(*data, "--methods", "raw,magic"),
+        2,
+        "Methods are one or more of",
+        "'magic' is none of them",
+    )
     refused(run(*data, "--methods", ","), 2, "none is given")
     refused(run(*data, "--json", tmp_path / "some.parquet" / "out.json"), 2, "--json")
     refused(run(*data, "--target-tokens", "0"), 2, "--target-tokens")

@@ -88,7 +88,6 @@ def test_int8_weights_keep_the_rows(
     assert sizes[True] < 0.3 * sizes[False]
 
 
-@pytest.mark.skipif(not RELEASED.is_dir(), reason="no released embedder in this checkout")
 def test_the_released_embedders_rows_help(reader: Reader, book: Tensor) -> None:
     """On text it did not train on, rows at k=4 beat no context on most targets and on the mean."""
     embedder = ExtensibleEmbedder.from_pretrained(RELEASED, reader)

@@ -204,7 +204,10 @@ def test_rows_of_a_context_beyond_the_window_have_no_recovery(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"methods": ["raw", "magic"]}, "some of none, raw, .*, but one is 'magic'"),
+        (
+            {"methods": ["raw", "magic"]},
+            "one or more of none, .*, but 'magic' is none",
+        ),
         ({"methods": []}, "none is given"),
         ({"scale_factors": []}, "needs scale factors"),
         ({"scale_factors": [0]}, "k is 0"),

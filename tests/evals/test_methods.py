@@ -63,7 +63,7 @@ def test_raw_context_that_does_not_fit_is_refused(tiny_embedder: ExtensibleEmbed
 
 
 def test_unknown_method(tiny_embedder: ExtensibleEmbedder) -> None:
-    with pytest.raises(InputError, match="one of none, .*, but it is 'magic'"):
+    with pytest.raises(InputError, match="one or more of none, .*, but 'magic' is none of them"):
         make_method("magic", tiny_embedder)
 
 

@@ -89,7 +89,7 @@ def test_examples_are_drawn_from_every_part(evaluate: Callable[..., list[QaRecor
 def test_unknown_names_are_refused(
     evaluate: Callable[..., list[QaRecord]], questions: Path
 ) -> None:
-    with pytest.raises(InputError, match="one is 'magic'"):
+    with pytest.raises(InputError, match="'magic' is none of them"):
         evaluate(methods=["magic"])
     with pytest.raises(InputError, match="A task is one of squad2, .*, but it is 'magic'"):
         make_task("magic", questions)

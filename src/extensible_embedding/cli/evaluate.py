@@ -18,7 +18,6 @@ from .measuring import (
     BudgetOption,
     RecordsOption,
     SeedOption,
-    check_methods,
     journal_of,
     parse_scale_factors,
     parts,
@@ -148,6 +147,8 @@ class Measurement:
 
     def check(self) -> None:
         """Raises InputError or StorageError before a model is loaded for nothing."""
+        from ..evals.methods import check_methods
+
         check_methods(self.methods)
         missing = [file for file in self.data if not file.is_file()]
         if missing:

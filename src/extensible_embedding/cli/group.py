@@ -26,6 +26,7 @@ class ExtensibleGroup(TyperGroup):
     """The commands; runs one of them and reports what went wrong."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Runs a command; an error of ours becomes one sentence and its exit code."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

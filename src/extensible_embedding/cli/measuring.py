@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -61,19 +60,6 @@ def parse_scale_factors(text: str, may_choose: bool) -> list[int]:
     if text == AUTO and may_choose:
         return []
     return [parse_scale_factor(part) for part in parts(text)]
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Raises InputError unless all are methods, and there is one."""
-    from ..evals.methods import METHODS
-
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        found = f"{unknown[0]!r} is none of them" if unknown else "none is given"
-        raise InputError(
-            f"--methods names one or more of {', '.join(METHODS)}, but {found}; choose of these, "
-            "with commas between."
-        )
 
 
 def journal_of(out: Path | None) -> Path | None:

@@ -17,7 +17,6 @@ from .measuring import (
     BudgetOption,
     RecordsOption,
     SeedOption,
-    check_methods,
     journal_of,
     parse_scale_factors,
     parts,
@@ -86,6 +85,8 @@ def qa(
     With --json FILE every answer is kept beside it before it is scored, and the same command goes
     on after a stop.
     """
+    from ..evals.methods import check_methods
+
     check_methods(parts(methods))
     asked = Questions(
         tasks=_tasks(task),
@@ -172,6 +173,8 @@ def _answer(asked: Questions, models: Models) -> None:
 
 def scores_table(records: Sequence[QaRecord]) -> Table:
     """Mean score of each record; in brackets the 95 percent interval."""
+    from ..evals.methods import WITH_K
+
     table = plain_table(["task", "part", "method", "score of"], ["k", "window", "n", "mean"])
     for record in records:
         interval = "" if record.low is None else f" [{record.low:.2f}, {record.high:.2f}]"
@@ -180,7 +183,7 @@ def scores_table(records: Sequence[QaRecord]) -> Table:
             record.part,
             record.method,
             record.scorer,
-            str(record.k) if record.k else "auto",
+            str(record.k or "auto") if record.method in WITH_K else "-",
             f"{record.window:,}" if record.window else "-",
             str(record.num_examples),
             "-" if record.score is None else f"{record.score:.3f}{interval}",

@@ -102,6 +102,7 @@ class TrainingBar(TrainerCallback):
         self.bar.update(self.task, description=f"Tokenising {name}: {documents:,} documents")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Says where the run begins: anew, from a checkpoint, or nowhere."""
         self.start, self.step = time.monotonic(), state.global_step
         for log in state.log_history:
             self.last_log.update({"loss": log["loss"]} if "loss" in log else {})

@@ -27,15 +27,12 @@ from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
 from .journal import Journal
-from .methods import METHODS, CannotRunError, Method, Passage, make_method
-from .methods.rows import Extensible
+from .methods import WITH_K, CannotRunError, Passage, check_methods, make_method
 from .records import LmRecord
 from .scoring import NONE, Losses, Setting, raw_of, score
 from .targets import draw_targets, read_domains
 
 DEFAULT_METHODS = ("none", "raw", "extensible")
-WITH_K = ("extensible", "mean-pool")
-"""Methods with a scale factor."""
 
 Progress = Callable[[int, int], None]
 """Called with (targets done, targets in all)."""
@@ -122,7 +119,10 @@ class _Run:
     ) -> None:
         self.settings, self.target_tokens, self.journal = settings, target_tokens, journal
         self.reader = embedder.reader
-        self.methods = {setting: _method(setting, embedder) for setting in settings}
+        self.methods = {
+            each: make_method(each.method, embedder, k=each.k or None, all_rows=each.window is None)
+            for each in settings
+        }
         self.notes: dict[Setting, str] = {}
         self.used_k: dict[Setting, int] = {}
 
@@ -191,14 +191,6 @@ class _Run:
         )  # fmt: skip
 
 
-def _method(setting: Setting, embedder: ExtensibleEmbedder) -> Method:
-    method = make_method(setting.method, embedder)
-    if isinstance(method, Extensible):
-        method.k = setting.k or None
-        method.all_rows = setting.window is None
-    return method
-
-
 def _settings(
     reader: Reader,
     methods: Sequence[str],
@@ -208,10 +200,7 @@ def _settings(
     target_tokens: int,
 ) -> list[Setting]:
     """All that must be measured, after a check that it can be."""
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        found = f"one is {unknown[0]!r}" if unknown else "none is given"
-        raise InputError(f"Methods are some of {', '.join(METHODS)}, but {found}; choose of these.")
+    check_methods(methods)
     for name, values in (
         ("context_tokens", context_tokens),
         ("target_tokens", [target_tokens]),

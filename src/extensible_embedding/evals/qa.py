@@ -21,16 +21,14 @@ from ..embedder import ExtensibleEmbedder
 from ..errors import InputError, WindowError
 from ..prompt import question_frame
 from .journal import Journal, Key
-from .methods import METHODS, CannotRunError, Method, Passage, make_method
-from .methods.rows import Extensible
+from .methods import WITH_K, CannotRunError, Passage, check_methods, make_method
 from .records import QaRecord
 from .scorers import SCORERS
+from .scoring import RESAMPLES
 from .tasks import Example, Task
 
 ALL = "all"
 """Part of a record that covers the whole task."""
-WITH_K = ("extensible", "mean-pool")
-_RESAMPLES = 1000
 
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
@@ -97,10 +95,7 @@ def evaluate_qa(
 def _settings(
     methods: Sequence[str], scale_factors: Sequence[int], windows: Sequence[int | None]
 ) -> list[QaSetting]:
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        found = f"one is {unknown[0]!r}" if unknown else "none is given"
-        raise InputError(f"Methods are some of {', '.join(METHODS)}, but {found}; choose of these.")
+    check_methods(methods)
     return [
         QaSetting(method, k, window)
         for window in windows
@@ -134,7 +129,9 @@ class _Run:
         self, embedder: ExtensibleEmbedder, settings: Sequence[QaSetting], journal: Journal
     ) -> None:
         self.reader, self.settings, self.journal = embedder.reader, settings, journal
-        self.methods = {setting: _method(setting, embedder) for setting in settings}
+        self.methods = {
+            each: make_method(each.method, embedder, k=each.k or None) for each in settings
+        }
 
     def predict(
         self,
@@ -169,13 +166,6 @@ class _Run:
             return
         prediction = reading.generate(task.max_new_tokens)
         self.journal.put(key, {"prediction": prediction, "k": reading.k, "rows": reading.num_rows})
-
-
-def _method(setting: QaSetting, embedder: ExtensibleEmbedder) -> Method:
-    method = make_method(setting.method, embedder)
-    if isinstance(method, Extensible):
-        method.k = setting.k or None
-    return method
 
 
 def _key(task: Task, example: Example, setting: QaSetting) -> Key:
@@ -247,7 +237,7 @@ def _interval(
         return None, None
     sums = np.bincount(members, weights=scores)
     counts = np.bincount(members)
-    picks = np.random.default_rng(seed).integers(len(names), size=(_RESAMPLES, len(names)))
+    picks = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
     means = sums[picks].sum(1) / counts[picks].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .records import MEAN, LmRecord
 
-_RESAMPLES = 1000
+RESAMPLES = 1000
 _LEAST_DEFINED = 0.95
 """Share of resamples in which raw context must help for recovery to have an interval."""
 
@@ -76,7 +76,7 @@ def score(
     samples: list[Losses] = []
     for number, each in enumerate(losses.values()):
         size = len(next(iter(each.values())))
-        picks = np.random.default_rng((seed, number)).integers(size, size=(_RESAMPLES, size))
+        picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
         means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
         samples.append({setting: loss[picks].mean(1) for setting, loss in each.items()})
     groups = [(domain, [number]) for number, domain in enumerate(losses)]

@@ -201,6 +201,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which no key comes twice: the later would win unseen."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping of the file; raises ConfigError where a key comes again."""
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:

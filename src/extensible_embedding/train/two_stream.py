@@ -136,7 +136,9 @@ class FrozenHeadLoss(torch.autograd.Function):
             total -= picked.sum()
             if wanted:
                 logit_grads = log_probs.exp_().scatter_(1, labels[part, None], picked.expm1())
-                gradient[part] = torch.autograd.grad(logits, block, logit_grads.to(logits.dtype))[0]
+                logits.backward(logit_grads.to(logits.dtype))
+                assert block.grad is not None
+                gradient[part] = block.grad
         ctx.save_for_backward(gradient.div_(len(labels)))
         return total / len(labels)
 

@@ -5,7 +5,7 @@ One file a method or a small family; `base` has the contract, `METHODS` their na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
@@ -18,36 +18,58 @@ from .rows import Extensible, MeanPool
 
 __all__ = [
     "METHODS",
+    "WITH_K",
     "CannotRunError",
     "EmbedsReading",
     "Method",
     "Passage",
     "Reading",
+    "check_methods",
     "make_method",
 ]
 
-METHODS: Mapping[str, Callable[[ExtensibleEmbedder], Method]] = {
-    "none": lambda embedder: NoContext(embedder.reader),
-    "raw": lambda embedder: Raw(embedder.reader),
-    "truncate": lambda embedder: Truncate(embedder.reader),
-    "streaming-llm": lambda embedder: SinksAndRecent(embedder.reader),
-    "retrieve": lambda embedder: Retrieve(embedder.reader),
-    "llmlingua": lambda embedder: Prune(embedder.reader),
-    "pi": lambda embedder: PositionInterpolation(embedder.reader),
-    "ntk": lambda embedder: DynamicNtk(embedder.reader),
-    "yarn": lambda embedder: Yarn(embedder.reader),
-    "extensible": Extensible,
-    "mean-pool": MeanPool,
-}
-"""Every method by its name, made from an embedder with its reader."""
+_RAW: tuple[type[Method], ...] = (
+    NoContext,
+    Raw,
+    Truncate,
+    SinksAndRecent,
+    Retrieve,
+    Prune,
+    PositionInterpolation,
+    DynamicNtk,
+    Yarn,
+)
+WITH_K: Mapping[str, type[Extensible]] = {each.name: each for each in (Extensible, MeanPool)}
+"""Methods with a scale factor, by name."""
+METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **WITH_K}
+"""Every method by its name."""
 
 
-def make_method(name: str, embedder: ExtensibleEmbedder) -> Method:
+def make_method(
+    name: str, embedder: ExtensibleEmbedder, *, k: int | None = None, all_rows: bool = False
+) -> Method:
     """The method of a name.
+
+    Args:
+        name: one of `METHODS`.
+        embedder: with the reader that reads.
+        k: tokens per row, for methods that have rows; None: the method chooses.
+        all_rows: read no recent part raw, for methods that have rows.
 
     Raises:
         InputError: there is none of that name.
     """
-    if name not in METHODS:
-        raise InputError(f"A method is one of {', '.join(METHODS)}, but it is {name!r}.")
-    return METHODS[name](embedder)
+    check_methods([name])
+    if name in WITH_K:
+        return WITH_K[name](embedder, k, all_rows=all_rows)
+    return METHODS[name](embedder.reader)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raises InputError unless all are methods, and there is one."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        found = f"{unknown[0]!r} is none of them" if unknown else "none is given"
+        raise InputError(
+            f"Methods are one or more of {', '.join(METHODS)}, but {found}; choose of these."
+        )
