@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install test test-e2e test-slow check docs-check docs clean
+.PHONY: help demo install test test-e2e test-slow test-gpu check docs-check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ test-e2e: $(STAMP) ## Run the tests that need the real reader and real text
 
 test-slow: $(STAMP) ## Run the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they are skipped)
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(STAMP) docs-check ## Check format, lint, types and generated files; changes nothing
 	@$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from extensible_embedding import Reader
 from extensible_embedding.errors import InputError, MismatchError
-from extensible_embedding.reader import default_dtype, quiet_loading
+from extensible_embedding.loading import default_dtype, quiet_loading
 
 
 def test_nll_is_the_cross_entropy_of_the_plain_model(tiny_reader: Reader, text: str) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError, MismatchError
 from .folders import check_settled, read_json, read_tensors, whole_folder, write_json
-from .reader import EMBEDDED_LABEL, EMBEDDED_NAME, HASH_DIGITS, Reader
+from .loading import EMBEDDED_LABEL, EMBEDDED_NAME
+from .reader import HASH_DIGITS, Reader
 
 if TYPE_CHECKING:
     from .embedder import EmbedderConfig, ExtensibleEmbedder

@@ -24,7 +24,7 @@ def test_info(run: Run, tiny_embedder: ExtensibleEmbedder) -> None:
 
 def test_info_without_models(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(released, "RELEASED_FOLDER", tmp_path / "gone")
-    monkeypatch.setattr("extensible_embedding.reader.EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr("extensible_embedding.loading.EMBEDDED_PACKAGE", "no_such_package")
     result = run("info", "--json", models=False)
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from extensible_embedding import __version__, prompt, reader
+from extensible_embedding import __version__, loading, prompt
 from extensible_embedding.cli import main, options
 from extensible_embedding.cli.console import quiet_libraries
 
@@ -91,4 +91,4 @@ def test_as_a_module() -> None:
 
 
 def test_options_know_what_the_core_calls_auto_and_default() -> None:
-    assert (options.AUTO, options.BUILT_IN) == (prompt.AUTO, reader.EMBEDDED_NAME)
+    assert (options.AUTO, options.BUILT_IN) == (prompt.AUTO, loading.EMBEDDED_NAME)

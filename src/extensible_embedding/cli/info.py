@@ -48,7 +48,7 @@ def _installation() -> dict[str, Any]:
     import torch
     import transformers
 
-    from ..reader import default_device, default_dtype
+    from ..loading import default_device, default_dtype
     from ..released import has_released_embedder
 
     device = default_device()
@@ -65,7 +65,7 @@ def _installation() -> dict[str, Any]:
 
 
 def _has_built_in_reader() -> bool:
-    from ..reader import embedded_reader
+    from ..loading import embedded_reader
 
     try:
         embedded_reader()

@@ -21,7 +21,8 @@ from ..checkpoint import WEIGHTS, load_weights
 from ..embedder import EmbedderConfig, ExtensibleEmbedder
 from ..errors import ConfigError
 from ..folders import read_tensors, write_json
-from ..reader import Reader, default_device, default_dtype
+from ..loading import default_device, default_dtype
+from ..reader import Reader
 from .callbacks import Pace, TokenCounter
 from .checkpoints import (
     SETTINGS,
