@@ -55,7 +55,8 @@ def main() -> None:
             training_text=TRAINING_TEXT,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    write_records(records, RESULTS, configuration={"command": command})
+    configuration = {"command": command, "seed": options.seed}
+    write_records(records, RESULTS, configuration=configuration)
     fill("README.md", readme_block(records, embedder, command, facts))
     fill("docs/training.md", training_block(embedder))
 

@@ -183,15 +183,14 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             InputError: the text has no tokens, or k is not usable.
         """
         token_ids = self.reader.encode(text) if isinstance(text, str) else as_ids(text)
-        self._check(token_ids, check_scale_factor(k))
+        self.check_request(token_ids, k)
         spans = chunk_spans(len(token_ids), self.config.chunk_tokens)
         # One block from the start: small pieces, kept among freed batches, would hold on to memory.
         count = sum(num_rows(end - start, k) for start, end in spans)
         rows, done = torch.empty(count, self.reader.hidden_size, dtype=self.reader.dtype), 0
         for first in range(0, len(spans), batch_chunks):
             batch = spans[first : first + batch_chunks]
-            with self._reader_dtype():
-                made = torch.cat(self._batch_rows(token_ids, batch, k))
+            made = torch.cat(self._batch_rows(token_ids, batch, k))
             rows[done : done + len(made)] = made
             done += len(made)
             if progress is not None:
@@ -208,6 +207,19 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             title=title,
         )
 
+    @torch.inference_mode()
+    def chunk_outputs(self, token_ids: Tensor, spans: list[tuple[int, int]]) -> list[Tensor]:
+        """Outputs (L, H) of chunks that are read at once, computed as `compress` does.
+
+        Args:
+            token_ids: of the context, (n,).
+            spans: where its chunks begin and end.
+        """
+        chunks = pad_chunks(token_ids, spans).to(self.reader.device)
+        with self._reader_dtype():
+            outputs = self(chunks)
+        return [output[: end - start] for output, (start, end) in zip(outputs, spans, strict=True)]
+
     def _reader_dtype(self) -> torch.autocast:
         dtype = self.reader.dtype
         half = dtype in (torch.bfloat16, torch.float16)
@@ -215,15 +227,16 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
 
     def _batch_rows(self, token_ids: Tensor, batch: list[tuple[int, int]], k: int) -> list[Tensor]:
         """Rows of each chunk of a batch, on the CPU; raw token embeddings at k=1."""
-        chunks = pad_chunks(token_ids, batch).to(self.reader.device)
-        outputs = self.reader.embed_tokens(chunks) if k == 1 else self(chunks)
+        if k == 1:
+            outputs = [self.reader.embed_tokens(token_ids[start:end]) for start, end in batch]
+        else:
+            outputs = self.chunk_outputs(token_ids, batch)
         sampler, dtype = down_sampling(self.config.down_sampling), self.reader.dtype
-        return [
-            sampler.rows(output[: end - start], k).to("cpu", dtype, copy=True)
-            for output, (start, end) in zip(outputs, batch, strict=True)
-        ]
+        return [sampler.rows(output, k).to("cpu", dtype, copy=True) for output in outputs]
 
-    def _check(self, token_ids: Tensor, k: int) -> None:
+    def check_request(self, token_ids: Tensor, k: int) -> None:
+        """Raises InputError unless token ids (n,) can be compressed at k."""
+        check_scale_factor(k)
         self.reader.check_ids(token_ids)
         if k > self.config.chunk_tokens:
             raise InputError(

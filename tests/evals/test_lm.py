@@ -14,7 +14,7 @@ import torch
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError, StorageError
 from extensible_embedding.evals.lm import evaluate_lm
-from extensible_embedding.evals.records import LmRecord, write_records
+from extensible_embedding.evals.records import LmRecord, read_records, write_records
 from extensible_embedding.evals.scoring import NONE, Losses, Setting, score
 from extensible_embedding.evals.targets import draw_targets
 from extensible_embedding.prompt import language_head
@@ -263,6 +263,30 @@ def test_written_records_hold_what_is_needed_to_score_again(
         again = losses.get(key, record.target_loss_nats)  # a mean repeats what its domains hold
         assert LmRecord(**row, target_loss_nats=again) == record
     assert [path.name for path in out.parent.iterdir()] == ["lm.json"]
+
+
+def test_json_lines_begin_with_the_run(evaluate: Evaluate, tmp_path: Path) -> None:
+    records, out = evaluate(), tmp_path / "lm.jsonl"
+    write_records(records, out, configuration={"seed": 3})
+    first, *lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert first["run"]["configuration"] == {"seed": 3}
+    assert set(first["run"]) == {"configuration", "versions", "hardware", "date", "git_commit"}
+    assert [LmRecord(**line) for line in lines] == records
+    write_records(records, tmp_path / "lm.json", configuration={"seed": 3})
+    one, other = read_records(out), read_records(tmp_path / "lm.json")
+    assert one["versions"] == other["versions"]
+    without = [{k: v for k, v in row.items() if k != "target_loss_nats"} for row in one["records"]]
+    assert without == other["records"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", "[]"), ("b.json", "{"), ("c.jsonl", ""), ("d.jsonl", "{}\n"), ("e.jsonl", "[1]")],
+)
+def test_files_that_are_no_results_are_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}' is none .*; move it elsewhere"):
+        read_records(tmp_path / name)
 
 
 def test_a_place_that_cannot_be_written_is_told(evaluate: Evaluate, tmp_path: Path) -> None:

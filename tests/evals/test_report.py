@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from extensible_embedding.errors import InputError
-from extensible_embedding.evals.records import LmRecord, QaRecord, write_records
+from extensible_embedding.evals.records import LmRecord, QaRecord, read_records, write_records
 from extensible_embedding.evals.report import write_report
 
 
@@ -64,8 +64,26 @@ def test_one_page_with_every_figure_and_record(results: Path) -> None:
     assert len(re.findall(r"^\| ", tables, flags=re.MULTILINE)) == 4 + 10 + 6
 
 
+def test_json_lines_are_read_as_well(results: Path) -> None:
+    before = write_report(results).read_text()
+    tables = (results / "tables.md").read_text()
+    report = read_records(results / "lm.json")
+    lines = [{"run": {"configuration": {"seed": 7}}}, *report["records"]]
+    (results / "lm.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (results / "lm.json").unlink()
+    page = write_report(results).read_text()
+    assert page.count("<svg") == before.count("<svg")
+    assert (results / "tables.md").read_text() == tables
+
+
+def test_joined_documents_are_told_in_the_table(tmp_path: Path) -> None:
+    write_records([lm("books", "raw", 1, concatenated=True)], tmp_path / "lm.json")
+    write_report(tmp_path)
+    assert "| books, joined |" in (tmp_path / "tables.md").read_text()
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no .json file"):
+    with pytest.raises(InputError, match="has no .json or .jsonl file"):
         write_report(tmp_path)
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(InputError, match="other.json' is none"):

@@ -68,6 +68,7 @@ def test_half_a_checkpoint_is_ignored(config: TrainConfig, reader: Reader) -> No
         ("scale_factors", [2]),
         ("instance_tokens", [64]),
         ("chunk_tokens", [8]),
+        ("one_stream", True),
         ("batch_size", 2),
         ("gradient_accumulation_steps", 1),
         ("num_layers", 1),

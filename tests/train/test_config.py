@@ -125,6 +125,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "scale_factors": NOT_LISTS_OF_COUNTS,
     "instance_tokens": [*NOT_LISTS_OF_COUNTS, [100]],
     "chunk_tokens": NOT_LISTS_OF_COUNTS,
+    "one_stream": [*NOT_FLAGS, None],
     "max_steps": NOT_COUNTS,
     "batch_size": NOT_COUNTS,
     "gradient_accumulation_steps": NOT_COUNTS,

@@ -115,6 +115,13 @@ def test_the_record_counts_predicted_tokens(config: TrainConfig, reader: Reader)
     assert int(str(more["tokens"])) > int(str(record["tokens"]))
 
 
+def test_the_record_of_one_stream_counts_last_chunks(config: TrainConfig, reader: Reader) -> None:
+    one = dataclasses.replace(config, one_stream=True, max_steps=3)
+    record = ExtensibleEmbedder.from_pretrained(train(one, reader=reader), reader).training_record
+    drawn = instances(one, reader)
+    assert record["tokens"] == sum(drawn.shape(number).chunk_tokens for number in range(3 * 2))
+
+
 def test_accumulation_is_a_larger_batch(config: TrainConfig, reader: Reader) -> None:
     """Four batches of one instance and two batches of two make the same step."""
     one_shape = {"scale_factors": [4], "instance_tokens": [64], "chunk_tokens": [16]}

@@ -21,13 +21,15 @@ def instances(num_batch: int, num_chunks: int, chunk_tokens: int) -> Tensor:
     return torch.randint(0, 256, (num_batch, num_chunks, chunk_tokens), generator=generator)
 
 
-def reference_loss(embedder: ExtensibleEmbedder, token_ids: Tensor, k: int) -> Tensor:
-    """Slow: for chunk i a plain pass over [head][rows of chunks < i][chunk i]."""
+def reference_loss(
+    embedder: ExtensibleEmbedder, token_ids: Tensor, k: int, first: int = 1
+) -> Tensor:
+    """Slow: for chunk i >= first a plain pass over [head][rows of chunks < i][chunk i]."""
     reader, losses = embedder.reader, []
     head = reader.embed_tokens(torch.tensor([reader.tokenizer.bos_token_id]))
     for instance in token_ids:
         rows = embedder.rows(instance[:-1], k)
-        for number in range(1, len(instance)):
+        for number in range(len(instance))[first:]:
             before = torch.cat([head, rows[:number].flatten(0, 1)])
             embeds = torch.cat([before, reader.embed_tokens(instance[number])])
             logits = reader.model(inputs_embeds=embeds[None], use_cache=False).logits[0]
@@ -62,6 +64,20 @@ def test_loss_and_gradients_equal_the_reference(
     model.split = split
     expected = reference_loss(tiny_embedder, token_ids, k)
     loss = model(token_ids, k)["loss"]
+    torch.testing.assert_close(loss, expected)
+    assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("shape", [(1, 2, 16), (3, 4, 7)])
+def test_one_stream_is_the_loss_of_the_last_chunk_after_all_rows(
+    tiny_embedder: ExtensibleEmbedder, shape: tuple[int, int, int], split: bool
+) -> None:
+    token_ids = instances(*shape)
+    model = TwoStreamModel(tiny_embedder, one_stream=True)
+    model.split = split
+    expected = reference_loss(tiny_embedder, token_ids, 4, first=-1)
+    loss = model(token_ids, 4)["loss"]
     torch.testing.assert_close(loss, expected)
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
 

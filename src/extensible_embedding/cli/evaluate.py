@@ -23,7 +23,7 @@ from .measuring import (
     parts,
     positive,
 )
-from .options import Models, at_least, with_models
+from .options import AUTO, Models, at_least, with_models
 from .questions import qa
 from .report import report
 
@@ -97,6 +97,13 @@ def lm(
             help="Compare in equal windows: rows that head, context and target may take in all.",
         ),
     ] = "",
+    concatenate: Annotated[
+        bool,
+        typer.Option(
+            "--concatenate",
+            help="Join the documents of a domain to one text, for contexts longer than any.",
+        ),
+    ] = False,
     seed: SeedOption = 0,
     budget_minutes: BudgetOption = None,
     out: RecordsOption = None,
@@ -117,6 +124,7 @@ def lm(
         windows=[positive("--windows", part) for part in parts(windows)],
         target_tokens=target_tokens,
         num_targets=num_targets,
+        concatenate=concatenate,
         seed=seed,
         budget_minutes=budget_minutes,
         out=out,
@@ -141,6 +149,7 @@ class Measurement:
     windows: list[int]
     target_tokens: int
     num_targets: int
+    concatenate: bool
     seed: int
     budget_minutes: float | None
     out: Path | None
@@ -176,6 +185,7 @@ def _measure(asked: Measurement, models: Models) -> None:
             target_tokens=asked.target_tokens,
             num_targets=asked.num_targets,
             seed=asked.seed,
+            concatenate=asked.concatenate,
             budget_minutes=asked.budget_minutes,
             journal=journal_of(asked.out),
             progress=progress,
@@ -185,8 +195,13 @@ def _measure(asked: Measurement, models: Models) -> None:
             "data": asked.data,
             "reader": embedder.reader.name,
             "embedder": models.embedder,
+            "methods": asked.methods,
+            "scale_factors": asked.scale_factors or AUTO,
+            "context_tokens": asked.context_tokens,
+            "windows": asked.windows,
             "target_tokens": asked.target_tokens,
             "num_targets": asked.num_targets,
+            "concatenate": asked.concatenate,
             "budget_minutes": asked.budget_minutes,
             "seed": asked.seed,
         }

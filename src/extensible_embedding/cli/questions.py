@@ -22,7 +22,7 @@ from .measuring import (
     parts,
     positive,
 )
-from .options import Models, at_least, with_models
+from .options import AUTO, Models, at_least, with_models
 
 if TYPE_CHECKING:
     from ..evals.records import QaRecord
@@ -163,6 +163,9 @@ def _answer(asked: Questions, models: Models) -> None:
             "tasks": [task.name for task in asked.tasks],
             "reader": embedder.reader.name,
             "embedder": models.embedder,
+            "methods": asked.methods,
+            "scale_factors": asked.scale_factors or AUTO,
+            "windows": asked.windows,
             "num_examples": asked.num_examples,
             "budget_minutes": asked.budget_minutes,
             "seed": asked.seed,

@@ -12,6 +12,7 @@ It knows nothing of training and of questions.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,10 @@ from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
 from .journal import Journal
-from .methods import WITH_K, CannotRunError, Passage, check_methods, make_method
+from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
 from .records import LmRecord
 from .scoring import NONE, Losses, Setting, raw_of, score
-from .targets import draw_targets, read_domains
+from .targets import draw_joined_targets, draw_targets, read_domains
 
 DEFAULT_METHODS = ("none", "raw", "extensible")
 
@@ -49,6 +50,7 @@ def evaluate_lm(
     target_tokens: int = 256,
     num_targets: int = 64,
     seed: int = 0,
+    concatenate: bool = False,
     journal: Path | None = None,
     budget_minutes: float | None = None,
     progress: Progress | None = None,
@@ -68,6 +70,7 @@ def evaluate_lm(
         target_tokens: tokens of a target.
         num_targets: targets for each domain, spread over its documents.
         seed: decides documents, places and resamples.
+        concatenate: join the documents of a domain to one text, for contexts longer than any.
         journal: file that keeps every loss; an evaluation that was stopped goes on from it.
         budget_minutes: time after which no more targets are begun; the records tell how many were.
         progress: called after every target.
@@ -82,26 +85,35 @@ def evaluate_lm(
         embedder.reader, methods, scale_factors, context_tokens, windows, target_tokens
     )
     longest, reader = max(context_tokens), embedder.reader
+    draw = draw_joined_targets if concatenate else draw_targets
     domains = {
-        domain: draw_targets(reader, domain, texts, longest + target_tokens, num_targets, seed)
+        domain: draw(reader, domain, texts, longest + target_tokens, num_targets, seed)
         for domain, texts in read_domains(data).items()
     }
-    run = _Run(embedder, settings, target_tokens, _journal(embedder, journal, data, longest, seed))
+    kept = _journal(embedder, journal, data, longest, seed, concatenate)
+    run = _Run(embedder, settings, target_tokens, kept)
     deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     with _evaluation_mode(embedder):
         run.measure(domains, deadline, progress)
     reported = [setting for setting in settings if setting.method in methods]
-    return score(run.losses(domains), reported, seed, used_k=run.used_k, notes=run.notes)
+    records = score(run.losses(domains), reported, seed, used_k=run.used_k, notes=run.notes)
+    return [dataclasses.replace(record, concatenated=concatenate) for record in records]
 
 
 def _journal(
-    embedder: ExtensibleEmbedder, path: Path | None, data: Sequence[Path], longest: int, seed: int
+    embedder: ExtensibleEmbedder,
+    path: Path | None,
+    data: Sequence[Path],
+    longest: int,
+    seed: int,
+    concatenate: bool,
 ) -> Journal:
     belongs_to = {
         "embedder": embedder.fingerprint,
         "reader": embedder.reader.fingerprint,
         "data": [[Path(file).name, Path(file).stat().st_size] for file in data],
         "longest_context": longest,
+        "concatenate": concatenate or None,  # as in journals from before there was a choice
         "seed": seed,
     }
     return Journal(path, belongs_to)
@@ -118,9 +130,11 @@ class _Run:
         journal: Journal,
     ) -> None:
         self.settings, self.target_tokens, self.journal = settings, target_tokens, journal
-        self.reader = embedder.reader
+        self.reader, cache = embedder.reader, RowCache(embedder)
         self.methods = {
-            each: make_method(each.method, embedder, k=each.k or None, all_rows=each.window is None)
+            each: make_method(
+                each.method, embedder, k=each.k or None, all_rows=each.window is None, cache=cache
+            )
             for each in settings
         }
         self.notes: dict[Setting, str] = {}

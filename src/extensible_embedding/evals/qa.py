@@ -21,7 +21,7 @@ from ..embedder import ExtensibleEmbedder
 from ..errors import InputError, WindowError
 from ..prompt import question_frame
 from .journal import Journal, Key
-from .methods import WITH_K, CannotRunError, Passage, check_methods, make_method
+from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
 from .records import QaRecord
 from .scorers import SCORERS
 from .scoring import RESAMPLES
@@ -129,8 +129,10 @@ class _Run:
         self, embedder: ExtensibleEmbedder, settings: Sequence[QaSetting], journal: Journal
     ) -> None:
         self.reader, self.settings, self.journal = embedder.reader, settings, journal
+        cache = RowCache(embedder)
         self.methods = {
-            each: make_method(each.method, embedder, k=each.k or None) for each in settings
+            each: make_method(each.method, embedder, k=each.k or None, cache=cache)
+            for each in settings
         }
 
     def predict(

@@ -1,7 +1,11 @@
 """Records of evaluations: what was measured, and what it depends on.
 
-In: losses that were scored. Out: records, one JSON file of them with configuration, versions,
-hardware, date and commit. Knows nothing of how anything is measured.
+In: losses that were scored. Out: records, one file of them with configuration, versions, hardware,
+date and commit: a JSON object, or JSON lines where the file's name ends in .jsonl. Knows nothing of
+how anything is measured.
+
+    .json     {"configuration": ..., "versions": ..., ..., "records": [...]}
+    .jsonl    {"run": {"configuration": ..., "versions": ..., ...}}, then one record a line
 """
 
 from __future__ import annotations
@@ -18,11 +22,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._version import __version__
-from ..errors import StorageError
+from ..errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MEAN = "mean"
 """Domain of the records that average all domains."""
@@ -62,6 +70,8 @@ class LmRecord:
     versus_high: float | None
     target_loss_nats: list[float]
     """Mean loss of each target, in the order drawn: the same targets for every method."""
+    concatenated: bool = False
+    """Whether the documents of a domain were joined to one text."""
     note: str = ""
     """Why the method could not run, if so."""
 
@@ -91,33 +101,65 @@ class QaRecord:
 
 
 def write_records(
-    records: Sequence[LmRecord] | Sequence[QaRecord],
+    records: Sequence[DataclassInstance],
     out: Path,
     *,
     configuration: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes records as JSON, whole or not at all, with what made them.
+    """Writes records, whole or not at all, with what made them.
 
     Args:
-        records: from `evaluate_lm` or `evaluate_qa`.
-        out: the file; it is replaced if it exists.
-        configuration: what the evaluation was called with; anything JSON or text can hold.
+        records: from `evaluate_lm` or `evaluate_qa`, or of another measurement.
+        out: the file, .json or .jsonl; it is replaced if it exists.
+        configuration: what the evaluation was called with, its seed too; anything JSON or text can
+            hold.
 
     Raises:
         StorageError: the disk is full or not writable.
     """
-    report: dict[str, object] = {
-        "configuration": dict(configuration or {}),
-        **environment(),
-        "records": [_without(record, "target_loss_nats") for record in records],
-    }
+    run = {"configuration": dict(configuration or {}), **environment()}
+    if is_lines(out):
+        lines: list[object] = [{"run": run}, *map(dataclasses.asdict, records)]
+        text = "\n".join(json.dumps(line, ensure_ascii=False, default=str) for line in lines)
+    else:
+        text = json.dumps(_document(run, records), indent=2, ensure_ascii=False, default=str)
+    _write_whole(Path(out), text + "\n")
+
+
+def read_records(path: Path) -> dict[str, Any]:
+    """A file of `write_records`: what made the records, and under "records" their fields.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if is_lines(path):
+            first, *rows = [json.loads(line) for line in text.splitlines()]
+            report = {**first["run"], "records": rows}
+        else:
+            report = json.loads(text)
+        if not all(isinstance(row, dict) for row in report["records"]):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"Results are .json or .jsonl files of `extensible eval` and `extensible bench`, but "
+            f"{str(path)!r} is none ({type(error).__name__}); move it elsewhere."
+        ) from error
+    return report
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a results file holds JSON lines, by its name."""
+    return Path(path).suffix == ".jsonl"
+
+
+def _document(run: Mapping[str, object], records: Sequence[DataclassInstance]) -> dict[str, object]:
+    """One JSON object; the losses of single targets stand apart, at its end."""
     lm = [record for record in records if isinstance(record, LmRecord)]
-    if lm:
-        report["target_loss_nats"] = [
-            _target_rows(record) for record in lm if record.domain != MEAN
-        ]
-    text = json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
-    _write_whole(Path(out), text)
+    targets = [_target_rows(record) for record in lm if record.domain != MEAN]
+    rows = [_without(record, "target_loss_nats") for record in records]
+    return {**run, "records": rows, **({"target_loss_nats": targets} if lm else {})}
 
 
 def environment() -> dict[str, object]:
@@ -142,7 +184,7 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _without(record: LmRecord | QaRecord, name: str) -> dict[str, object]:
+def _without(record: DataclassInstance, name: str) -> dict[str, object]:
     row = dataclasses.asdict(record)
     row.pop(name, None)
     return row

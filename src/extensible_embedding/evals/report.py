@@ -1,7 +1,7 @@
 """A folder of results -> one report: HTML in a single file, figures, Markdown tables.
 
-In: the JSON files that `extensible eval` wrote. Out: `report.html`, `tables.md` and a PNG and an
-SVG of every figure, in the same folder. Measures nothing.
+In: the .json and .jsonl files that `extensible eval` and `extensible bench` wrote. Out:
+`report.html`, `tables.md`, a PNG and an SVG of every figure, in the same folder. Measures nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import InputError, StorageError
 from .figures import Row, figures
+from .records import read_records
 
 _LM = ("domain", "method", "k", "context_tokens", "window", "num_targets", "perplexity")
 _QA = ("task", "part", "method", "k", "window", "scorer", "num_examples")
@@ -75,23 +76,13 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            _ = [row["method"] for row in report["records"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"Results are JSON files of `extensible eval`, but {str(path)!r} is none "
-                f"({type(error).__name__}); move it elsewhere."
-            ) from error
-        found[path.name] = report
-    if not found:
+    paths = sorted(path for ending in ("json", "jsonl") for path in folder.glob(f"*.{ending}"))
+    if not paths:
         raise InputError(
-            f"A report needs results, but {str(folder)!r} has no .json file; run `extensible eval` "
-            "with --json first."
+            f"A report needs results, but {str(folder)!r} has no .json or .jsonl file; run "
+            "`extensible eval` with --json first."
         )
-    return found
+    return {path.name: read_records(path) for path in paths}
 
 
 def _draw(folder: Path, name: str, caption: str, figure: Any) -> dict[str, str]:
@@ -111,7 +102,8 @@ def _lm_table(rows: Sequence[Row]) -> dict[str, Any]:
         "names": [*names, "recovery", "versus truncate", "note"],
         "rows": [
             [
-                *_cells(row, _LM),
+                row["domain"] + (", joined" if row.get("concatenated") else ""),
+                *_cells(row, _LM[1:]),
                 _interval(row, "recovery", "recovery_low", "recovery_high"),
                 _interval(row, "versus_truncate", "versus_low", "versus_high"),
                 row["note"],

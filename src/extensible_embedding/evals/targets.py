@@ -1,8 +1,9 @@
 """Documents -> targets: where a loss is measured, the same for every method.
 
 In: parquet files of whole documents. Out: token ids of the longest context and the target after it,
-drawn over all documents of a domain; which ones depends on the seed and the domain's name alone.
-Knows nothing of methods and scores.
+drawn inside the documents of a domain, or over all of them joined to one text where a context shall
+be longer than any; which ones depends on the seed and the domain's name alone. Knows nothing of
+methods and scores.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -22,6 +24,9 @@ from ..reader import Reader
 
 _GENEROUS_CHARS_PER_TOKEN = 8
 _USUAL_CHARS_PER_TOKEN = 4
+_PIECE_CHARS = 1 << 20
+_BETWEEN_DOCUMENTS = "\n\n"
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def read_domains(data: Sequence[Path]) -> dict[str, list[str]]:
@@ -63,9 +68,8 @@ def draw_targets(
     reader: Reader, domain: str, texts: Sequence[str], span: int, num_targets: int, seed: int
 ) -> list[Tensor]:
     """Token ids (span,) of each target with its longest context; every document in turn."""
-    if num_targets < 1:
-        raise InputError(f"num_targets is 1 or more, but it is {num_targets}; give at least 1.")
-    rng = np.random.default_rng((seed, zlib.crc32(domain.encode())))
+    _check_count(num_targets)
+    rng = _rng(domain, seed)
     waiting = [texts[number] for number in rng.permutation(len(texts))]
     targets: list[Tensor] = []
     while waiting and len(targets) < num_targets:
@@ -80,6 +84,56 @@ def draw_targets(
             f"{domain!r} is so long; give longer documents or less context."
         )
     return targets
+
+
+def draw_joined_targets(
+    reader: Reader, domain: str, texts: Sequence[str], span: int, num_targets: int, seed: int
+) -> list[Tensor]:
+    """Token ids (span,) of each target with its longest context, from all documents as one text.
+
+    The documents follow each other in the order of the files, a blank line between. Each place is
+    a golden section of the text after the one before, so that any number of them is spread over
+    all of it, and more targets begin with the same ones.
+    """
+    _check_count(num_targets)
+    ids = joined_ids(reader, texts)
+    if len(ids) < span:
+        raise InputError(
+            f"The documents of a domain hold the longest context and a target, {span} tokens, but "
+            f"those of {domain!r} hold {len(ids)} together; give more text or less context."
+        )
+    first, last = float(_rng(domain, seed).random()), len(ids) - span
+    places = [(first + number * _GOLDEN) % 1 for number in range(num_targets)]
+    return [ids[start : start + span] for start in (round(place * last) for place in places)]
+
+
+def joined_ids(reader: Reader, texts: Sequence[str]) -> Tensor:
+    """Token ids (n,) of documents that follow each other; tokenised piece by piece, once."""
+    between = reader.encode(_BETWEEN_DOCUMENTS)
+    parts: list[Tensor] = []
+    for text in filter(None, texts):
+        parts += [between] if parts else []
+        parts += map(reader.encode, _pieces(text))
+    return torch.cat([*parts, between[:0]])
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces that begin at a blank, so that no document is too long to tokenise."""
+    start, blank = 0, re.compile(r"\s")
+    while start < len(text):
+        found = blank.search(text, start + _PIECE_CHARS)
+        end = found.start() if found else len(text)
+        yield text[start:end]
+        start = end
+
+
+def _check_count(num_targets: int) -> None:
+    if num_targets < 1:
+        raise InputError(f"num_targets is 1 or more, but it is {num_targets}; give at least 1.")
+
+
+def _rng(domain: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng((seed, zlib.crc32(domain.encode())))
 
 
 def _draw_span(reader: Reader, text: str, span: int, place: float) -> Tensor | None:

@@ -28,7 +28,7 @@ class TokenCounter(TrainerCallback):
         config: TrainConfig,
         num_processes: int = 1,
     ) -> None:
-        self.embedder, self.instances = embedder, instances
+        self.embedder, self.instances, self.one_stream = embedder, instances, config.one_stream
         self.per_step = config.batch_size * config.gradient_accumulation_steps * num_processes
         self.before = {key: embedder.training_record.get(key, 0) for key in RECORD_KEYS}
         self.start = 0.0
@@ -52,8 +52,7 @@ class TokenCounter(TrainerCallback):
     def _record(self, steps: int) -> None:
         """Counts the instances up to this step; their shapes are drawn again, not stored."""
         while self.counted < steps * self.per_step:
-            shape = self.instances.shape(self.counted)
-            self.tokens += (shape.num_chunks - 1) * shape.chunk_tokens
+            self.tokens += self.instances.shape(self.counted).num_predicted(self.one_stream)
             self.counted += 1
         record: dict[str, Any] = dict(self.embedder.training_record)
         record["tokens"] = int(self.before["tokens"]) + self.tokens  # type: ignore[call-overload]

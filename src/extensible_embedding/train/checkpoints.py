@@ -35,6 +35,7 @@ _SHAPING = (
     "scale_factors",
     "instance_tokens",
     "chunk_tokens",
+    "one_stream",
     "batch_size",
     "gradient_accumulation_steps",
 )
@@ -42,7 +43,7 @@ _NUM_PROCESSES = "number of processes"
 
 
 def shaping_settings(config: TrainConfig, num_processes: int) -> dict[str, Any]:
-    """The settings that decide which instances a step sees, and what the record begins with."""
+    """The settings that decide which tokens a step predicts, and what the record begins with."""
     return {name: getattr(config, name) for name in _SHAPING} | {_NUM_PROCESSES: num_processes}
 
 

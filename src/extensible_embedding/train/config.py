@@ -53,6 +53,8 @@ class TrainConfig:
     """Tokens of an instance are drawn from these."""
     chunk_tokens: list[int] = field(default_factory=lambda: [64, 128, 256])
     """Chunk length is drawn from these, once an instance."""
+    one_stream: bool = False
+    """Predict the last chunk of an instance alone: the ablation of two-stream training."""
 
     max_steps: int = 1000
     """Optimizer steps in all."""
@@ -156,6 +158,7 @@ RANGES: dict[str, Range] = {
     "scale_factors": _COUNTS,
     "instance_tokens": _COUNTS,
     "chunk_tokens": _COUNTS,
+    "one_stream": _FLAG,
     "max_steps": _whole(1),
     "batch_size": _whole(1),
     "gradient_accumulation_steps": _whole(1),

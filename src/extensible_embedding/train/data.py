@@ -147,6 +147,10 @@ class InstanceShape:
     chunk_tokens: int
     k: int
 
+    def num_predicted(self, one_stream: bool = False) -> int:
+        """Tokens that the loss is a mean of: those of all chunks but the first, or of the last."""
+        return (1 if one_stream else self.num_chunks - 1) * self.chunk_tokens
+
 
 class Instances(Dataset[Instance]):
     """Instances drawn at random: file, document, place, chunk length and scale factor.

@@ -262,7 +262,7 @@ def make_trainer(
     training = instances(config, reader, report=report)
     counter = TokenCounter(embedder, training, config, processes(reader.device).num_processes)
     return TwoStreamTrainer(
-        model=TwoStreamModel(embedder),
+        model=TwoStreamModel(embedder, one_stream=config.one_stream),
         args=arguments(config, reader),
         config=config,
         train_dataset=training,

@@ -1,7 +1,8 @@
 """Two-stream loss: every token of chunks 2..N predicted from rows of the chunks before it.
 
 In: instances of N chunks of L token ids, a scale factor k. Out: the mean loss in nats. One reader
-pass gives all losses of an instance; which place sees which is the business of `attention`.
+pass gives all losses of an instance; which place sees which is the business of `attention`. For
+the paper's ablation there is one stream as well: the loss of chunk N alone.
 
 Axes: B instance, N chunk, L token in chunk, R row, S sequence, H hidden size, T predicted token.
 Paper: arXiv 2402.11577, two-stream auto-regression.
@@ -22,18 +23,23 @@ from .attention import Layout, can_split, two_stream_attention
 
 
 class TwoStreamModel(nn.Module):
-    """What the trainer sees: an embedder with gradients before a reader without."""
+    """What the trainer sees: an embedder with gradients before a reader without.
 
-    def __init__(self, embedder: ExtensibleEmbedder) -> None:
+    Args:
+        embedder: with its reader.
+        one_stream: predict the last chunk alone, in the sequence [head][all rows][chunk N raw].
+    """
+
+    def __init__(self, embedder: ExtensibleEmbedder, *, one_stream: bool = False) -> None:
         super().__init__()
-        self.embedder = embedder
+        self.embedder, self.one_stream = embedder, one_stream
         reader = embedder.reader
         self.split = can_split(reader)
         self.register_buffer("head_ids", language_head(reader), persistent=False)
         check_logits(reader)
 
     def forward(self, token_ids: Tensor, k: int) -> dict[str, Tensor]:
-        """Mean loss in nats over the tokens of chunks 2..N.
+        """Mean loss in nats over the tokens of chunks 2..N, or of chunk N with one stream.
 
         Args:
             token_ids: (B, N, L).
@@ -44,14 +50,17 @@ class TwoStreamModel(nn.Module):
         """
         num_batch, num_chunks, chunk_tokens = token_ids.shape
         rows = self.embedder.rows(token_ids[:, :-1].flatten(0, 1), k)  # (B * (N - 1), R, H)
+        rows = rows.unflatten(0, (num_batch, num_chunks - 1))
+        targets = token_ids[:, 1:]  # (B, N - 1, L)
+        if self.one_stream:  # as of two chunks, the first of which has all of the rows
+            rows, targets = rows.flatten(1, 2)[:, None], targets[:, -1:]
         layout = Layout(
             num_head=len(self.head_ids),  # type: ignore[arg-type]
-            num_chunks=num_chunks,
+            num_chunks=rows.shape[1] + 1,
             chunk_tokens=chunk_tokens,
-            rows_per_chunk=rows.shape[1],
+            rows_per_chunk=rows.shape[2],
         )
-        rows = rows.unflatten(0, (num_batch, num_chunks - 1)).flatten(1, 2)
-        targets = token_ids[:, 1:]  # (B, N - 1, L)
+        rows = rows.flatten(1, 2)
         hidden = self._read(rows, targets, layout)
         return {"loss": chunk_loss(self.embedder.reader, hidden, targets, layout)}
 

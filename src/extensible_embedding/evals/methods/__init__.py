@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
 from .base import CannotRunError, EmbedsReading, Method, Passage, Reading
+from .cache import RowCache
 from .plain import NoContext, Raw, SinksAndRecent, Truncate
 from .prune import Prune
 from .retrieve import Retrieve
@@ -24,6 +25,7 @@ __all__ = [
     "Method",
     "Passage",
     "Reading",
+    "RowCache",
     "check_methods",
     "make_method",
 ]
@@ -46,7 +48,12 @@ METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **W
 
 
 def make_method(
-    name: str, embedder: ExtensibleEmbedder, *, k: int | None = None, all_rows: bool = False
+    name: str,
+    embedder: ExtensibleEmbedder,
+    *,
+    k: int | None = None,
+    all_rows: bool = False,
+    cache: RowCache | None = None,
 ) -> Method:
     """The method of a name.
 
@@ -55,13 +62,14 @@ def make_method(
         embedder: with the reader that reads.
         k: tokens per row, for methods that have rows; None: the method chooses.
         all_rows: read no recent part raw, for methods that have rows.
+        cache: of rows, shared by the methods of one evaluation.
 
     Raises:
         InputError: there is none of that name.
     """
     check_methods([name])
     if name in WITH_K:
-        return WITH_K[name](embedder, k, all_rows=all_rows)
+        return WITH_K[name](embedder, k, all_rows=all_rows, cache=cache)
     return METHODS[name](embedder.reader)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...chunks import chunk_spans
-from ...context import Context
 from ...downsampling import num_rows
 from ...embedder import ExtensibleEmbedder
 from ...errors import WindowError
 from .base import EmbedsReading, Method, Passage, Reading, room_for_context
+from .cache import RowCache
 
 
 class Extensible(Method):
@@ -25,6 +24,7 @@ class Extensible(Method):
         k: tokens per row, or None for auto.
         recent_share: part of the room for the context that is read raw, with auto.
         all_rows: no recent part: the whole context as rows (the recovery protocol).
+        cache: of rows, shared with other methods; by default nothing is kept.
     """
 
     name = "extensible"
@@ -36,11 +36,12 @@ class Extensible(Method):
         *,
         recent_share: float = 0.5,
         all_rows: bool = False,
+        cache: RowCache | None = None,
     ) -> None:
         super().__init__(embedder.reader)
         self.embedder, self.k = embedder, k
         self.recent_share, self.all_rows = recent_share, all_rows
-        self._made: tuple[Tensor, Context] | None = None
+        self.cache = cache or RowCache(embedder, max_bytes=0)
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows, recent tokens, tail."""
@@ -93,13 +94,14 @@ class Extensible(Method):
         return min(dropped, split)
 
     def _num_rows(self, num_tokens: int, k: int) -> int:
-        spans = chunk_spans(num_tokens, self.embedder.config.chunk_tokens) if num_tokens else []
-        return sum(num_rows(end - start, k) for start, end in spans)
+        chunk = self.embedder.config.chunk_tokens
+        whole, rest = divmod(num_tokens, chunk)
+        return whole * num_rows(chunk, k) + num_rows(rest, k)
 
     def _rows(self, token_ids: Tensor, k: int) -> Tensor:
         if len(token_ids) == 0:
             return torch.empty(0, self.reader.hidden_size)
-        return self.embedder.compress(token_ids, k=min(k, len(token_ids))).rows
+        return self.cache.rows(token_ids, min(k, len(token_ids)))
 
 
 class MeanPool(Extensible):
