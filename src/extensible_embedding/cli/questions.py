@@ -48,7 +48,8 @@ def qa(
             metavar="NAME,...",
             help="How the document is read: `none` not at all, `raw` whole where it fits, "
             "`truncate` its most recent tokens, `streaming-llm` with the first ones, `retrieve` "
-            "the pieces that BM25 finds, `extensible` rows, `mean-pool` averaged tokens.",
+            "the pieces that BM25 finds, `extensible` rows, `extensible-mixed` rows with the best "
+            "spans raw, `mean-pool` averaged tokens.",
         ),
     ] = "none,truncate,retrieve,extensible",
     k: Annotated[

@@ -11,6 +11,7 @@ from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
 from .base import CannotRunError, EmbedsReading, Method, Passage, Reading
 from .cache import RowCache
+from .mixed import ExtensibleMixed
 from .plain import NoContext, Raw, SinksAndRecent, Truncate
 from .prune import Prune
 from .retrieve import Retrieve
@@ -41,7 +42,9 @@ _RAW: tuple[type[Method], ...] = (
     DynamicNtk,
     Yarn,
 )
-WITH_K: Mapping[str, type[Extensible]] = {each.name: each for each in (Extensible, MeanPool)}
+WITH_K: Mapping[str, type[Extensible]] = {
+    each.name: each for each in (Extensible, ExtensibleMixed, MeanPool)
+}
 """Methods with a scale factor, by name."""
 METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **WITH_K}
 """Every method by its name."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import bm25s
 import torch
 from torch import Tensor
 
 from ...reader import Reader
+from ...spans import rank_spans
 from .base import Passage, SelectionMethod
 
 
@@ -42,20 +42,8 @@ class Retrieve(SelectionMethod):
         fixed = [] if len(passage.tail) else [len(pieces) - 1]
         query = self.reader.decode(passage.tail) if len(passage.tail) else texts[-1]
         chosen = set(fixed[:count])
-        for number in self._ranked(texts, query):
+        for number in rank_spans(texts, query):
             if len(chosen) >= count:
                 break
             chosen.add(number)
         return chosen
-
-    def _ranked(self, texts: list[str], query: str) -> list[int]:
-        """Numbers of the pieces, best first; without a common word, the latest first."""
-        latest_first = list(range(len(texts)))[::-1]
-        words = bm25s.tokenize(texts, show_progress=False)
-        if not words.vocab:
-            return latest_first
-        index = bm25s.BM25()
-        index.index(words, show_progress=False)
-        asked = bm25s.tokenize(query, show_progress=False, return_ids=False)[0]
-        scores = index.get_scores(asked) if asked else [0.0] * len(texts)
-        return sorted(latest_first, key=lambda number: -scores[number])

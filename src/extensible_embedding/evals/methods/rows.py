@@ -28,6 +28,8 @@ class Extensible(Method):
     """
 
     name = "extensible"
+    reads_all = True
+    """It can read a whole context without a window that limits it, as recovery asks."""
 
     def __init__(
         self,

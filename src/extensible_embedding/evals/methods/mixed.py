@@ -1,0 +1,63 @@
+"""Mixed precision: what matters to the question raw, the rest of the older text as rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...spans import rank_spans
+from .base import EmbedsReading, Passage, Reading, room_for_context
+from .rows import Extensible
+
+PIECE_TOKENS = 64
+"""Of a span that is read raw."""
+_QUERY_TOKENS = 256
+"""Of the context's end that asks where a task has no question (language modelling)."""
+
+
+class ExtensibleMixed(Extensible):
+    """Extensible embeddings, with the best spans raw: rows, then spans, then recent tokens.
+
+    Half of the room is recent text, a third spans of older text that share most words with what is
+    read after it (BM25), and the rest rows of the older text. With k="auto" it is the smallest k at
+    which all older text fits. What does not fit is left out, oldest first.
+    """
+
+    name = "extensible-mixed"
+    reads_all = False
+    span_share = 1 / 3
+    """Part of the room for the context that is spans read raw."""
+
+    def read(self, passage: Passage, room: int) -> Reading:
+        """Head, rows, spans, recent tokens, tail."""
+        context, left = passage.context, room_for_context(passage, room)
+        if len(context) <= left:
+            split, k = 0, 1
+            spans = context[:0]
+        else:
+            split = len(context) - int(self.recent_share * left)
+            spans = self._spans(passage, split, int(self.span_share * left))
+            left -= len(context) - split + len(spans)
+            k = self.k or self._smallest_k(split, left)
+        older = context[:split]
+        parts = [
+            self.reader.embed_tokens(passage.head),
+            self._rows(older[self._dropped(split, k, left) :] if split else older, k),
+            self.reader.embed_tokens(torch.cat([spans, context[split:], passage.tail])),
+        ]
+        embeds = torch.cat([part.to(self.reader.device, self.reader.dtype) for part in parts])
+        return EmbedsReading(reader=self.reader, embeds=embeds, k=k)
+
+    def _spans(self, passage: Passage, split: int, room: int) -> Tensor:
+        """The best pieces of the older text that fit, in the order of the text."""
+        pieces = list(passage.context[:split].split(PIECE_TOKENS))
+        texts = [self.reader.decode(piece) for piece in pieces]
+        asking = passage.tail if len(passage.tail) else passage.context[-_QUERY_TOKENS:]
+        best = rank_spans(texts, self.reader.decode(asking))[: room // PIECE_TOKENS]
+        return torch.cat([*(pieces[number] for number in sorted(best)), passage.context[:0]])
+
+    def _smallest_k(self, num_tokens: int, room: int) -> int:
+        """The smallest k whose rows fit, or the largest there is."""
+        largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
+        fitting = (k for k in range(2, largest) if self._num_rows(num_tokens, k) <= room)
+        return next(fitting, largest)

@@ -1,0 +1,76 @@
+"""Mixed precision: the best spans raw among rows."""
+
+from __future__ import annotations
+
+import torch
+from conftest import byte_tokenizer, tiny_llama
+from torch import Tensor
+
+from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.downsampling import num_rows
+from extensible_embedding.evals.methods import Passage, make_method
+from extensible_embedding.evals.methods.base import EmbedsReading
+from extensible_embedding.evals.methods.mixed import PIECE_TOKENS
+
+ROOM = 4 * PIECE_TOKENS
+
+
+def ids(text: str) -> Tensor:
+    return Reader(tiny_llama(), byte_tokenizer()).encode(text)
+
+
+def embeds(embedder: ExtensibleEmbedder, context: Tensor, tail: str, k: int | None) -> Tensor:
+    passage = Passage(head=ids("H"), context=context, tail=ids(tail))
+    reading = make_method("extensible-mixed", embedder, k=k).read(passage, ROOM)
+    assert isinstance(reading, EmbedsReading)
+    assert reading.num_rows <= ROOM
+    return reading.embeds
+
+
+def piece(words: str) -> Tensor:
+    return ids((words + " ").ljust(PIECE_TOKENS, ".")[:PIECE_TOKENS])
+
+
+def test_rows_then_the_span_that_was_asked_for_then_recent_text(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    needle = piece("my magic number was seven")
+    filler = piece("rain fell upon every hill")
+    context = torch.cat([filler, filler, needle, *[filler] * 7])
+    tail = "magic number?"
+    left = ROOM - 1 - len(tail)
+    found = embeds(tiny_embedder, context, tail, k=8)
+    recent = left // 2
+    raw = torch.cat([needle, context[-recent:], ids(tail)])
+    assert torch.equal(found[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
+    rows = len(found) - 1 - len(raw)
+    older = context[:-recent]
+    chunk = tiny_embedder.config.chunk_tokens
+    dropped = -(-(len(older) - 8 * rows) // chunk) * chunk
+    made = tiny_embedder.compress(older[dropped:], k=8).rows
+    torch.testing.assert_close(found[1 : 1 + rows], made)
+
+
+def test_auto_takes_the_smallest_k_at_which_the_older_text_fits(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    context = torch.cat([piece(f"hill {number}") for number in range(8)])
+    method = make_method("extensible-mixed", tiny_embedder)
+    passage = Passage(head=ids("H"), context=context, tail=context[:0])
+    reading = method.read(passage, ROOM)
+    left = ROOM - 1
+    older = len(context) - left // 2
+    room = left - left // 2 - PIECE_TOKENS
+    whole, rest = divmod(older, tiny_embedder.config.chunk_tokens)
+
+    def rows(k: int) -> int:
+        return whole * num_rows(tiny_embedder.config.chunk_tokens, k) + num_rows(rest, k)
+
+    assert reading.k == min(k for k in range(2, 17) if rows(k) <= room)
+
+
+def test_a_context_that_fits_is_raw(tiny_embedder: ExtensibleEmbedder) -> None:
+    context = piece("all of it")
+    found = embeds(tiny_embedder, context, "", k=None)
+    raw = torch.cat([ids("H"), context])
+    assert torch.equal(found, tiny_embedder.reader.embed_tokens(raw))
