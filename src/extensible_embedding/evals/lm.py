@@ -227,7 +227,8 @@ def _recovery(
     target_tokens: int,
 ) -> list[Setting]:
     asked = [method for method in methods if method in WITH_K]
-    if others := [method for method in methods if method not in (*WITH_K, "none", "raw")]:
+    whole = ("none", "raw", *(name for name, method in WITH_K.items() if method.reads_all))
+    if others := [method for method in methods if method not in whole]:
         raise InputError(
             f"Method {others[0]!r} reads what fits a window, so it needs one; give windows."
         )

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
 from .base import CannotRunError, EmbedsReading, Method, Passage, Reading
+from .kvpress import Knorm, SnapKv, StreamingLlm
+from .llmlingua2 import LlmLingua2
+from .online import ExtensibleOnline
 from .plain import NoContext, Raw, SinksAndRecent, Truncate
 from .prune import Prune
 from .retrieve import Retrieve
@@ -35,11 +38,17 @@ _RAW: tuple[type[Method], ...] = (
     SinksAndRecent,
     Retrieve,
     Prune,
+    LlmLingua2,
+    SnapKv,
+    StreamingLlm,
+    Knorm,
     PositionInterpolation,
     DynamicNtk,
     Yarn,
 )
-WITH_K: Mapping[str, type[Extensible]] = {each.name: each for each in (Extensible, MeanPool)}
+WITH_K: Mapping[str, type[Extensible]] = {
+    each.name: each for each in (Extensible, ExtensibleOnline, MeanPool)
+}
 """Methods with a scale factor, by name."""
 METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **WITH_K}
 """Every method by its name."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ...chunks import chunk_spans
-from ...context import Context
 from ...downsampling import num_rows
 from ...embedder import ExtensibleEmbedder
 from ...errors import WindowError
@@ -28,6 +27,8 @@ class Extensible(Method):
     """
 
     name = "extensible"
+    reads_all = True
+    """It can read a whole context without a window that limits it, as recovery asks."""
 
     def __init__(
         self,
@@ -40,7 +41,6 @@ class Extensible(Method):
         super().__init__(embedder.reader)
         self.embedder, self.k = embedder, k
         self.recent_share, self.all_rows = recent_share, all_rows
-        self._made: tuple[Tensor, Context] | None = None
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows, recent tokens, tail."""
