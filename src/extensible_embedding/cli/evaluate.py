@@ -56,8 +56,10 @@ def lm(
             metavar="NAME,...",
             help="What stands before the targets: `none` no context, `raw` the tokens of the "
             "context, `extensible` its rows, `mean-pool` averaged token embeddings; with "
-            "--windows also `extensible-mixed` rows with the best spans raw, `truncate`, "
-            "`streaming-llm`, `retrieve`, `llmlingua`, `pi`, `ntk` and `yarn`.",
+            "--windows also `extensible-online`, `extensible-mixed` rows with the "
+            "best spans raw, `truncate`, `streaming-llm`, `retrieve`, "
+            "`llmlingua`, `llmlingua-2`, `kvpress-snapkv`, `kvpress-streaming-llm`, "
+            "`kvpress-knorm`, `pi`, `ntk` and `yarn`.",
         ),
     ] = "none,raw,extensible",
     k: Annotated[

@@ -36,9 +36,10 @@ def qa(
         typer.Option(
             "--task",
             metavar="NAME=FILE",
-            help="A task and its parquet file, several times for several tasks: squad2, xquad, "
+            help="A task and its file, parquet, several times for several tasks: squad2, xquad, "
             "covidqa, fairytaleqa, qmsum, babi, longeval-topics, longeval-lines, kv-retrieval, "
-            "nq-open; passkey and needle take a file of books.",
+            "nq-open; passkey and needle take a file of books, longbench and ruler the JSON lines "
+            "of their authors.",
         ),
     ],
     methods: Annotated[
@@ -48,8 +49,10 @@ def qa(
             metavar="NAME,...",
             help="How the document is read: `none` not at all, `raw` whole where it fits, "
             "`truncate` its most recent tokens, `streaming-llm` with the first ones, `retrieve` "
-            "the pieces that BM25 finds, `extensible` rows, `extensible-mixed` rows with the best "
-            "spans raw, `mean-pool` averaged tokens.",
+            "the pieces that BM25 finds, `llmlingua` and `llmlingua-2` the words that tell most, "
+            "`kvpress-snapkv`, `kvpress-streaming-llm` and `kvpress-knorm` a compressed cache, "
+            "`extensible` rows, `extensible-online` rows of a stream, `extensible-mixed` "
+            "rows with the best spans raw, `mean-pool` averaged tokens.",
         ),
     ] = "none,truncate,retrieve,extensible",
     k: Annotated[

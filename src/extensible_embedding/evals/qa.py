@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError, WindowError
-from ..prompt import question_frame
+from ..prompt import message_frame, question_frame
+from ..reader import Reader
 from .journal import Journal, Key
 from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
 from .records import QaRecord
-from .scorers import SCORERS
 from .scoring import RESAMPLES
 from .tasks import Example, Task
 
@@ -158,7 +159,7 @@ class _Run:
         key = _key(task, example, setting)
         if key in self.journal:
             return
-        head, tail = question_frame(self.reader, task.text(example))
+        head, tail = _frame(self.reader, task, example)
         passage = Passage(head=head, context=self.reader.encode(example.context), tail=tail)
         room = (setting.window or self.reader.window) - task.max_new_tokens
         try:
@@ -168,6 +169,15 @@ class _Run:
             return
         prediction = reading.generate(task.max_new_tokens)
         self.journal.put(key, {"prediction": prediction, "k": reading.k, "rows": reading.num_rows})
+
+
+def _frame(reader: Reader, task: Task, example: Example) -> tuple[Tensor, Tensor]:
+    """Head and tail of the prompt."""
+    if task.own_words:
+        head, tail = message_frame(reader, example.before, task.text(example), chat=task.chat)
+    else:
+        head, tail = question_frame(reader, task.text(example))
+    return head, torch.cat([tail, reader.encode(example.answer_prefix)])
 
 
 def _key(task: Task, example: Example, setting: QaSetting) -> Key:
@@ -211,7 +221,7 @@ def _record(
     keys = [(example, _key(task, example, setting)) for example in examples]
     found = [(example, journal[key]) for example, key in keys if key in journal]
     answered = [(example, value) for example, value in found if "prediction" in value]
-    scores = np.array([SCORERS[scorer](v["prediction"], e.answers) for e, v in answered])
+    scores = np.array([task.score(scorer, v["prediction"], e) for e, v in answered])
     low, high = _interval(scores, [example.group for example, _ in answered], seed)
     return QaRecord(
         task=task.name,

@@ -11,7 +11,10 @@ from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
 from .base import CannotRunError, EmbedsReading, Method, Passage, Reading
 from .cache import RowCache
+from .kvpress import Knorm, SnapKv, StreamingLlm
+from .llmlingua2 import LlmLingua2
 from .mixed import ExtensibleMixed
+from .online import ExtensibleOnline
 from .plain import NoContext, Raw, SinksAndRecent, Truncate
 from .prune import Prune
 from .retrieve import Retrieve
@@ -38,12 +41,16 @@ _RAW: tuple[type[Method], ...] = (
     SinksAndRecent,
     Retrieve,
     Prune,
+    LlmLingua2,
+    SnapKv,
+    StreamingLlm,
+    Knorm,
     PositionInterpolation,
     DynamicNtk,
     Yarn,
 )
 WITH_K: Mapping[str, type[Extensible]] = {
-    each.name: each for each in (Extensible, ExtensibleMixed, MeanPool)
+    each.name: each for each in (Extensible, ExtensibleMixed, ExtensibleOnline, MeanPool)
 }
 """Methods with a scale factor, by name."""
 METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **WITH_K}

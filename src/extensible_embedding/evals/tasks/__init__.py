@@ -9,10 +9,12 @@ from ...errors import InputError
 from .babi import Babi
 from .base import Example, ParquetTask, Task
 from .fairytaleqa import FairytaleQa
+from .longbench import LongBench
 from .needle import Needle, Passkey
 from .nq_open import NqOpen
 from .qmsum import QmSum
 from .retrieval import KeyValue, LongEvalLines, LongEvalTopics
+from .ruler import Ruler
 from .squad import CovidQa, Squad, Xquad
 
 __all__ = ["TASKS", "Example", "ParquetTask", "Task", "make_task"]
@@ -21,7 +23,7 @@ TASKS: Mapping[str, Callable[[Path], Task]] = {
     task.name: task
     for task in (
         Squad, Xquad, CovidQa, FairytaleQa, QmSum, Babi, LongEvalTopics, LongEvalLines, KeyValue,
-        NqOpen, Passkey, Needle,
+        NqOpen, Passkey, Needle, LongBench, Ruler,
     )
 }  # fmt: skip
 """Every task by its name, made from its file."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import InputError
+from ..scorers import SCORERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,12 @@ class Example:
     answers: tuple[str, ...]
     setting: str = ""
     """Part of the task that is reported by itself, such as a length."""
+    before: str = ""
+    """Words before the context, read raw; only of tasks with their `own_words`."""
+    answer_prefix: str = ""
+    """How the answer begins: the reader goes on from here."""
+    classes: tuple[str, ...] = ()
+    """What the answer is one of, if the task says so."""
 
 
 class Task(ABC):
@@ -37,6 +46,10 @@ class Task(ABC):
     max_new_tokens = 32
     scorers: tuple[str, ...] = ("exact_match", "f1")
     """Names of `SCORERS`; the first is the task's main figure."""
+    own_words = False
+    """The message is the example's `before`, the context and `text`, with nothing between."""
+    chat = True
+    """The message stands in the reader's chat template; without it, only with `own_words`."""
 
     @abstractmethod
     def examples(self) -> Iterator[Example]:
@@ -45,6 +58,10 @@ class Task(ABC):
     def text(self, example: Example) -> str:
         """The question as it is asked."""
         return self.prompt.format(question=example.question)
+
+    def score(self, scorer: str, prediction: str, example: Example) -> float:
+        """One of the task's scores of a prediction, from 0 to 1."""
+        return SCORERS[scorer](prediction, example.answers)
 
 
 class ParquetTask(Task):
@@ -96,3 +113,27 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         raise InputError(
             f"A task file is parquet, but {str(path)!r} cannot be read as such ({error}); check it."
         ) from error
+
+
+def read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Objects of a file of JSON lines.
+
+    Raises:
+        InputError: the file cannot be read, or an object lacks a field.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        objects = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"This task's file has one JSON object a line, but {str(path)!r} cannot be read as "
+            f"such ({error}); check it."
+        ) from error
+    for number, found in enumerate(objects, start=1):
+        missing = [name for name in fields if not isinstance(found, dict) or name not in found]
+        if missing:
+            raise InputError(
+                f"This task's file has objects with {', '.join(fields)}, but object {number} of "
+                f"{str(path)!r} lacks {', '.join(missing)}; take the file as its authors made it."
+            )
+    return objects
