@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...answer import last_logits
 from ...errors import WindowError
 from ...reader import Reader
 
@@ -141,5 +142,6 @@ def greedy(reader: Reader, embeds: Tensor, max_new_tokens: int) -> str:
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=reader.tokenizer.eos_token_id,
+        **last_logits(reader),
     )
     return reader.decode(output[0])
