@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +84,8 @@ class Method(ABC):
     """One way to read a context; stateless but for its reader and settings."""
 
     name: str
+    reads_every_token: ClassVar[bool] = False
+    """Whether the reader itself runs on every token, so that the cost grows with the context."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
