@@ -143,7 +143,6 @@ class _Run:
         self.token_ids = token_ids.repeat(-(-longest // len(token_ids)))[:longest]
         self.shape = shape_of(embedder.reader.model.config)
         self.journal = Journal(journal, self._belongs_to())
-        self.notes: dict[CostSetting, str] = {}
         self.makers: dict[CostSetting, Callable[[], Reading]] = {}
 
     def num_measurements(self, num_repeats: int, with_memory: bool) -> int:
