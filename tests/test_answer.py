@@ -272,3 +272,29 @@ def test_repetition_can_be_discouraged(
     free = whole(tiny_reader, context, max_new_tokens=60, **KEEP_GOING)
     held = whole(tiny_reader, context, max_new_tokens=60, **settings, **KEEP_GOING)
     assert held.text != free.text
+
+
+def test_a_first_token_makes_logits_of_the_last_row_and_copies_no_head(
+    tiny_reader: Reader, context: Context
+) -> None:
+    """Strides of a slice of a longer sequence would have torch copy the whole head on a CPU."""
+    seen: list[tuple[torch.Size, tuple[int, ...]]] = []
+    head = tiny_reader.model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(
+        lambda module, inputs: seen.append((inputs[0].shape, inputs[0].stride()))
+    )
+    whole(tiny_reader, context, k=4, max_new_tokens=2, **KEEP_GOING)
+    hook.remove()
+    assert seen == [((1, 1, 32), (32, 32, 1))] * 2
+
+
+def test_beams_are_searched(tiny_reader: Reader, context: Context) -> None:
+    """Every beam has logits of its own last row."""
+    settings = {"k": 4, "max_new_tokens": 6, "num_beams": 3, **KEEP_GOING}
+    ours = whole(tiny_reader, context, **settings)
+    embeds = question_prompt(tiny_reader, [context], "Who?").embeds(tiny_reader, 4)[None]
+    ids = tiny_reader.model.generate(
+        inputs_embeds=embeds, do_sample=False, max_new_tokens=6, num_beams=3, pad_token_id=258,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long), **KEEP_GOING,
+    )  # fmt: skip
+    assert ours.text == tiny_reader.decode(ids[0]).strip()

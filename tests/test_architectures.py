@@ -153,6 +153,15 @@ def test_first_layers_compute_what_the_readers_do(reader: Reader, token_ids: Ten
     torch.testing.assert_close(ours, theirs)
 
 
+def test_compressed_rows_are_rows_of_all_outputs(
+    reader: Reader, embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    """The last MLP of the embedder runs on the rows alone."""
+    with torch.no_grad():
+        expected = embedder.rows(token_ids[:48].view(3, 16), 3).flatten(0, 1)
+    torch.testing.assert_close(embedder.compress(token_ids[:48], k=3).rows, expected)
+
+
 def test_compress_read_save_load(
     reader: Reader, embedder: ExtensibleEmbedder, token_ids: Tensor, tmp_path: Path
 ) -> None:

@@ -73,8 +73,10 @@ def test_batching_changes_nothing(
     torch.testing.assert_close(rows, tiny_embedder.compress(token_ids, k=3).rows, **CLOSE)
 
 
-def test_padding_changes_nothing(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
-    """The short last chunk has the same rows alone as padded beside long ones."""
+def test_the_last_chunk_is_like_any_other(
+    tiny_embedder: ExtensibleEmbedder, token_ids: Tensor
+) -> None:
+    """The short last chunk has the same rows alone as after long ones."""
     alone = tiny_embedder.compress(token_ids[48:], k=4).rows
     torch.testing.assert_close(tiny_embedder.compress(token_ids, k=4).rows[-2:], alone, **CLOSE)
 
@@ -98,11 +100,12 @@ def test_a_row_depends_on_every_token_before_it_in_its_chunk(
 
 
 @pytest.mark.parametrize(("k", "multiple"), [(2, 4), (2, 6), (3, 9), (4, 8), (4, 16)])
-def test_strided_rows_nest_bit_for_bit(
+def test_strided_rows_nest(
     tiny_embedder: ExtensibleEmbedder, token_ids: Tensor, k: int, multiple: int
 ) -> None:
+    """Up to rounding: the last MLP runs on the rows alone, and their number differs."""
     fine, coarse = (tiny_embedder.compress(token_ids, k=each) for each in (k, multiple))
-    assert torch.equal(fine.at(multiple).rows, coarse.rows)
+    torch.testing.assert_close(fine.at(multiple).rows, coarse.rows, **CLOSE)
     assert fine.at(multiple).k == multiple
 
 
@@ -169,7 +172,7 @@ def test_progress_counts_tokens(tiny_embedder: ExtensibleEmbedder, token_ids: Te
     tiny_embedder.compress(
         token_ids, k=4, batch_chunks=2, progress=lambda done, total: seen.append((done, total))
     )
-    assert seen == [(32, 55), (55, 55)]
+    assert seen == [(32, 55), (48, 55), (55, 55)]
 
 
 def test_k_beyond_the_chunk_names_the_largest(

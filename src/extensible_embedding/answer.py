@@ -6,6 +6,7 @@ transformers' `generate` on input embeddings. Knows nothing of how rows were mad
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -353,10 +354,21 @@ def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any])
         inputs_embeds=inputs,
         attention_mask=mask.to(reader.device),
         pad_token_id=_pad_id(reader),
+        **last_logits(reader),
         **generation,
     )
     ids = output if isinstance(output, Tensor) else output.sequences
     return [_new_text(reader, row.tolist(), generation) for row in ids]
+
+
+def last_logits(reader: Reader, count: int = 1) -> dict[str, Tensor]:
+    """Makes a model give logits of the last `count` rows alone.
+
+    As places: of a number transformers makes a slice, for which torch copies the head on a CPU.
+    """
+    if "logits_to_keep" not in inspect.signature(reader.model.forward).parameters:
+        return {}
+    return {"logits_to_keep": torch.arange(-count, 0, device=reader.device)}
 
 
 def _new_text(reader: Reader, ids: list[int], generation: dict[str, Any]) -> NewText:

@@ -1,12 +1,14 @@
 """Token ids -> chunks.
 
-In: the number of context tokens, or their ids. Out: spans and a padded batch of chunks. Knows
-nothing of models; a chunk is what the embedder sees at once (DESIGN word: L tokens).
+In: the number of context tokens, or their ids. Out: spans, and batches of chunks. Knows nothing of
+models; a chunk is what the embedder sees at once (DESIGN word: L tokens).
 
 Axes: C chunk, L token in chunk.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -21,6 +23,18 @@ def chunk_spans(num_tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
         )
     starts = range(0, num_tokens, chunk_tokens)
     return [(start, min(start + chunk_tokens, num_tokens)) for start in starts]
+
+
+def chunk_batches(token_ids: Tensor, chunk_tokens: int, batch_chunks: int) -> Iterator[Tensor]:
+    """Batches of whole chunks, (C, chunk_tokens), then what is left of the ids (n,), (1, L).
+
+    Nothing is padded: the shorter last chunk is a batch of its own.
+    """
+    whole = len(token_ids) - len(token_ids) % chunk_tokens
+    if whole:
+        yield from token_ids[:whole].view(-1, chunk_tokens).split(batch_chunks)
+    if whole < len(token_ids):
+        yield token_ids[None, whole:]
 
 
 def pad_chunks(token_ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:

@@ -49,6 +49,10 @@ class DownSampling(ABC):
     def rows(self, outputs: Tensor, k: int) -> Tensor:
         """Rows (R, H) of one chunk's outputs (L, H), R = ceil(L / k)."""
 
+    def places(self, num_tokens: int, k: int) -> Tensor | None:
+        """Which outputs (R,) of a chunk of `num_tokens` its rows are; None: a row is of several."""
+        return None
+
     def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
         """Rows at k * factor from the rows (R, H) at k of a chunk of `num_tokens`.
 
@@ -61,14 +65,25 @@ class DownSampling(ABC):
         )
 
 
-class Strided(DownSampling):
+class Picked(DownSampling):
+    """A down-sampling whose rows are some of the outputs: no other needs to be computed whole."""
+
+    @abstractmethod
+    def places(self, num_tokens: int, k: int) -> Tensor:
+        """Which outputs (R,) of a chunk of `num_tokens` its rows are."""
+
+    def rows(self, outputs: Tensor, k: int) -> Tensor:
+        return outputs[self.places(len(outputs), k).to(outputs.device)]
+
+
+class Strided(Picked):
     """The last output of every k (the paper's choice)."""
 
     name = "strided"
     nests = True
 
-    def rows(self, outputs: Tensor, k: int) -> Tensor:
-        return outputs[row_ends(len(outputs), k).to(outputs.device) - 1]
+    def places(self, num_tokens: int, k: int) -> Tensor:
+        return row_ends(num_tokens, k) - 1
 
     def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
         return self.rows(rows, factor)
@@ -99,27 +114,26 @@ class Mean(DownSampling):
         return (sums / totals[:, None]).to(outputs.dtype)
 
 
-class Terminal(DownSampling):
+class Terminal(Picked):
     """The last R outputs of the chunk."""
 
     name = "terminal"
     nests = False
 
-    def rows(self, outputs: Tensor, k: int) -> Tensor:
-        return outputs[len(outputs) - num_rows(len(outputs), k) :]
+    def places(self, num_tokens: int, k: int) -> Tensor:
+        return torch.arange(num_tokens - num_rows(num_tokens, k), num_tokens)
 
 
-class Random(DownSampling):
+class Random(Picked):
     """R outputs drawn without replacement, in order; the same draw for the same L and k."""
 
     name = "random"
     nests = False
 
-    def rows(self, outputs: Tensor, k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(len(outputs) * 1_000_003 + k)
-        order = torch.randperm(len(outputs), generator=generator)
-        picked = order[: num_rows(len(outputs), k)].sort().values
-        return outputs[picked.to(outputs.device)]
+    def places(self, num_tokens: int, k: int) -> Tensor:
+        generator = torch.Generator().manual_seed(num_tokens * 1_000_003 + k)
+        order = torch.randperm(num_tokens, generator=generator)
+        return order[: num_rows(num_tokens, k)].sort().values
 
 
 DOWN_SAMPLINGS: dict[str, type[DownSampling]] = {

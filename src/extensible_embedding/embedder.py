@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .checkpoint import EmbedderHubMixin, own_weights
-from .chunks import chunk_spans, pad_chunks
+from .chunks import chunk_batches, chunk_spans, pad_chunks
 from .context import Context
 from .downsampling import check_scale_factor, down_sampling, num_rows
 from .errors import InputError
+from .picked import computes_only
 from .reader import Reader
 
 Progress = Callable[[int, int], None]
@@ -135,12 +136,15 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             self._fingerprinted = state, _hash(self.config, weights)
         return self._fingerprinted[1]
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """Outputs (C, L, H) for chunks of token ids (C, L), one for every token."""
+    def forward(self, token_ids: Tensor, places: Tensor | None = None) -> Tensor:
+        """Outputs for chunks of token ids (C, L): (C, L, H), or those at places (R,): (C, R, H)."""
         tokens = self.reader.embed_tokens(token_ids).float()
-        hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
+        with computes_only(self.layers, places):
+            hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
+        if places is not None:
+            tokens, hidden = tokens[:, places], hidden[:, places]
         if self.config.residual:
-            outputs: Tensor = tokens + self.projection(hidden)  # (C, L, H)
+            outputs: Tensor = tokens + self.projection(hidden)
             return outputs
         return self._plain(hidden)
 
@@ -187,14 +191,15 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         spans = chunk_spans(len(token_ids), self.config.chunk_tokens)
         # One block from the start: small pieces, kept among freed batches, would hold on to memory.
         count = sum(num_rows(end - start, k) for start, end in spans)
-        rows, done = torch.empty(count, self.reader.hidden_size, dtype=self.reader.dtype), 0
-        for first in range(0, len(spans), batch_chunks):
-            batch = spans[first : first + batch_chunks]
-            made = torch.cat(self._batch_rows(token_ids, batch, k))
-            rows[done : done + len(made)] = made
-            done += len(made)
-            if progress is not None:
-                progress(batch[-1][1], len(token_ids))
+        rows = torch.empty(count, self.reader.hidden_size, dtype=self.reader.dtype)
+        read = made = 0
+        with self._reader_dtype():  # once: within it, weights are cast once
+            for chunks in chunk_batches(token_ids, self.config.chunk_tokens, batch_chunks):
+                batch = self._batch_rows(chunks.to(self.reader.device), k)
+                rows[made : made + len(batch)] = batch
+                read, made = read + chunks.numel(), made + len(batch)
+                if progress is not None:
+                    progress(read, len(token_ids))
         return Context(
             rows=rows,
             token_ids=token_ids.cpu(),
@@ -209,7 +214,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
 
     @torch.inference_mode()
     def chunk_outputs(self, token_ids: Tensor, spans: list[tuple[int, int]]) -> list[Tensor]:
-        """Outputs (L, H) of chunks that are read at once, computed as `compress` does.
+        """Outputs (L, H) of chunks that are read at once: every one, where `compress` picks.
 
         Args:
             token_ids: of the context, (n,).
@@ -225,14 +230,16 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         half = dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.reader.device.type, dtype if half else None, enabled=half)
 
-    def _batch_rows(self, token_ids: Tensor, batch: list[tuple[int, int]], k: int) -> list[Tensor]:
-        """Rows of each chunk of a batch, on the CPU; raw token embeddings at k=1."""
+    def _batch_rows(self, chunks: Tensor, k: int) -> Tensor:
+        """Rows (C * R, H) of chunks (C, L); raw token embeddings at k=1."""
         if k == 1:
-            outputs = [self.reader.embed_tokens(token_ids[start:end]) for start, end in batch]
-        else:
-            outputs = self.chunk_outputs(token_ids, batch)
-        sampler, dtype = down_sampling(self.config.down_sampling), self.reader.dtype
-        return [sampler.rows(output, k).to("cpu", dtype, copy=True) for output in outputs]
+            return self.reader.embed_tokens(chunks).flatten(0, 1)
+        sampler = down_sampling(self.config.down_sampling)
+        places = sampler.places(chunks.shape[1], k)
+        if places is None:
+            return torch.cat([sampler.rows(output, k) for output in self(chunks)])
+        outputs: Tensor = self(chunks, places.to(chunks.device))
+        return outputs.flatten(0, 1)
 
     def check_request(self, token_ids: Tensor, k: int) -> None:
         """Raises InputError unless token ids (n,) can be compressed at k."""

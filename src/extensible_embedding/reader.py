@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .answer import AnswerMixin
+from .answer import AnswerMixin, last_logits
 from .context import Context
 from .errors import InputError, MismatchError
 from .loading import (
@@ -247,9 +247,9 @@ class Reader(AnswerMixin):
         """
         targets = target_ids.to(self.device)
         inputs = torch.cat([embeds.to(self.device, self.dtype), self.embed_tokens(targets[:-1])])
-        logits = self.model(
-            inputs_embeds=inputs[None], use_cache=False, logits_to_keep=len(targets)
-        ).logits[0]  # (t, V)
+        kept = last_logits(self, len(targets))
+        logits = self.model(inputs_embeds=inputs[None], use_cache=False, **kept).logits
+        logits = logits[0, -len(targets) :]  # (t, V)
         return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 

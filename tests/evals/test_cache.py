@@ -29,16 +29,10 @@ def ids(num_tokens: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def reads(tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def reads(tiny_embedder: ExtensibleEmbedder) -> list[int]:
     """Chunks of every batch that the embedder reads."""
     seen: list[int] = []
-    read = tiny_embedder.chunk_outputs
-
-    def watched(token_ids: Tensor, spans: list[tuple[int, int]]) -> list[Tensor]:
-        seen.append(len(spans))
-        return read(token_ids, spans)
-
-    monkeypatch.setattr(tiny_embedder, "chunk_outputs", watched)
+    tiny_embedder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     return seen
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from extensible_embedding.errors import InputError
-from extensible_embedding.evals.records import LmRecord, QaRecord, read_records, write_records
+from extensible_embedding.evals.cost_figures import with_quality
+from extensible_embedding.evals.records import (
+    CostRecord,
+    LmRecord,
+    QaRecord,
+    read_records,
+    write_records,
+)
 from extensible_embedding.evals.report import write_report
 
 
@@ -30,6 +37,35 @@ def qa(task: str, part: str, method: str, score: float | None) -> QaRecord:
         num_examples=3, score=score, low=None, high=None, mean_rows=100.0,
         note="" if score is not None else "<b>no room</b>",
     )  # fmt: skip
+
+
+def cost(method: str, mode: str, k: int, tokens: int, **changed: Any) -> CostRecord:
+    values: dict[str, Any] = {
+        "k_read": k, "window": None, "new_tokens": 4, "num_repeats": 3, "rows": tokens // k,
+        "ttft_s": 2.0 / k, "ttft_low": 1.9 / k, "ttft_high": 2.1 / k, "make_s": 0.5, "read_s": 1.0,
+        "load_s": None, "context_tokens_per_s": 100.0, "new_tokens_per_s": 9.0, "speedup": 1.0 * k,
+        "speedup_low": 0.9 * k, "speedup_high": 1.1 * k, "flops": 10**9, "flop_bound": 2.0,
+        "layer_bound": None, "cache_bytes": 10**6, "cache_saving": 1.0 * k, "peak_bytes": 10**8,
+        "ttft_samples_s": [2.0 / k] * 3,
+    }  # fmt: skip
+    return CostRecord(method=method, mode=mode, k=k, context_tokens=tokens, **{**values, **changed})
+
+
+def costs() -> list[CostRecord]:
+    nothing = dict.fromkeys(
+        ("k_read", "rows", "ttft_s", "ttft_low", "ttft_high", "make_s", "read_s", "flops",
+         "context_tokens_per_s", "new_tokens_per_s", "speedup", "speedup_low", "speedup_high",
+         "flop_bound", "cache_bytes", "cache_saving", "peak_bytes")
+    )  # fmt: skip
+    cannot = cost(
+        "raw", "online", 1, 4096, note="too long", num_repeats=0, ttft_samples_s=[], **nothing
+    )
+    rows = [
+        cost("extensible", mode, 4, tokens)
+        for mode in ("online", "offline")
+        for tokens in (1024, 4096)
+    ]
+    return [cost("raw", "online", 1, 1024), cannot, *rows]
 
 
 @pytest.fixture
@@ -88,3 +124,33 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(InputError, match="other.json' is none"):
         write_report(tmp_path)
+
+
+def test_cost_has_its_figures_and_its_table(results: Path) -> None:
+    write_records(costs(), results / "cost.json")
+    page = write_report(results).read_text()
+    figures = {path.stem for path in results.glob("*.svg")}
+    assert figures >= {"cost-time", "cost-memory", "quality-cost-1024-all"}
+    assert page.count("<svg") == 4 + 3
+    tables = (results / "tables.md").read_text()
+    assert "| raw | online | 1 | 4,096 |" in tables
+    assert "too long |" in tables
+
+
+def test_equal_windows_have_figures_of_their_own(tmp_path: Path) -> None:
+    windowed = [cost("truncate", "online", 1, tokens, window=512) for tokens in (1024, 4096)]
+    lm_rows = [lm("books", "truncate", 1, context_tokens=4096, window=512, recovery=None)]
+    write_records([*windowed, *costs()], tmp_path / "cost.json")
+    write_records(lm_rows, tmp_path / "lm.json")
+    write_report(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {
+        "cost-time", "cost-memory", "cost-time-512", "cost-memory-512", "perplexity-512",
+        "quality-cost-4096-512",
+    }  # fmt: skip
+
+
+def test_quality_joins_cost_of_the_same_method_k_length_and_window() -> None:
+    quality = [vars(lm("books", "extensible", k)) for k in (2, 4)]
+    joined = with_quality(quality, [vars(each) for each in costs()])
+    assert [(row["k"], row["mode"]) for row in joined] == [(4, "online"), (4, "offline")]
+    assert all(row["ttft_s"] == 0.5 and row["recovery"] == 0.4 for row in joined)

@@ -1,4 +1,4 @@
-"""Options that the commands of `extensible eval` share, and how their values are read."""
+"""Options that the commands of `eval` and `bench` share, and how their values are read."""
 
 from __future__ import annotations
 

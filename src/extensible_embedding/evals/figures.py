@@ -7,20 +7,21 @@ the records can answer. Knows nothing of files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from .cost_figures import cost_figures
+from .panels import Row, line_of, panels
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row = Mapping[str, Any]
-"""A record as it is in a results file."""
 
 _NEEDLE_PART = re.compile(r"([\d,]+) characters, depth ([\d.]+)")
 
 
-def figures(lm: Sequence[Row], qa: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
+def figures(
+    lm: Sequence[Row], qa: Sequence[Row], cost: Sequence[Row] = ()
+) -> Iterator[tuple[str, str, Figure]]:
     """(name, caption, figure) of everything that can be drawn."""
     recovery = [r for r in lm if r["window"] is None and r["k"] > 1 and r["recovery"] is not None]
     for length in sorted({row["context_tokens"] for row in recovery}):
@@ -40,15 +41,16 @@ def figures(lm: Sequence[Row], qa: Sequence[Row]) -> Iterator[tuple[str, str, Fi
     whole = [row for row in qa if row["part"] == "all" and row["score"] is not None]
     if whole:
         yield "answers", "Main score of every task, from 0 to 1.", answers_figure(whole)
+    yield from cost_figures(lm, cost)
 
 
 def recovery_figure(rows: Sequence[Row]) -> Figure:
     """Recovery against k, a line for each domain, with intervals."""
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = panels(1)
     for domain in dict.fromkeys(row["domain"] for row in rows):
         line = sorted((r for r in rows if r["domain"] == domain), key=lambda row: row["k"])
         style = {"linewidth": 2.5, "color": "black"} if domain == "mean" else {}
-        _line(axes, line, "k", ("recovery", "recovery_low", "recovery_high"), domain, **style)
+        line_of(axes, line, "k", ("recovery", "recovery_low", "recovery_high"), domain, **style)
     axes.set_xscale("log", base=2)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xlabel="scale factor k (tokens per row)", ylabel="recovery")
@@ -59,8 +61,8 @@ def recovery_figure(rows: Sequence[Row]) -> Figure:
 def perplexity_figure(rows: Sequence[Row]) -> Figure:
     """Perplexity against context length: a panel for each domain, a line for each method."""
     domains = [d for d in dict.fromkeys(row["domain"] for row in rows) if d != "mean"]
-    figure, panels = _panels(len(domains))
-    for axes, domain in zip(panels, domains, strict=True):
+    figure, parts = panels(len(domains))
+    for axes, domain in zip(parts, domains, strict=True):
         mine = [row for row in rows if row["domain"] == domain]
         for method in dict.fromkeys(row["method"] for row in mine):
             line = sorted(
@@ -75,7 +77,7 @@ def perplexity_figure(rows: Sequence[Row]) -> Figure:
             )
         axes.set_xscale("log", base=2)
         axes.set(title=domain, xlabel="context tokens", ylabel="perplexity")
-    panels[0].legend()
+    parts[0].legend()
     return figure
 
 
@@ -84,7 +86,7 @@ def needle_figure(rows: Sequence[Row]) -> Figure:
     import numpy as np
 
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure, panels = _panels(len(methods))
+    figure, parts = panels(len(methods))
     found = {
         (row["method"], *_needle_place(row["part"])): row["score"]
         for row in rows
@@ -92,7 +94,7 @@ def needle_figure(rows: Sequence[Row]) -> Figure:
     }
     lengths = sorted({length for _, length, _ in found})
     depths = sorted({depth for _, _, depth in found})
-    for axes, method in zip(panels, methods, strict=True):
+    for axes, method in zip(parts, methods, strict=True):
         grid = [[found.get((method, n, d), np.nan) for n in lengths] for d in depths]
         axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
@@ -109,7 +111,7 @@ def answers_figure(rows: Sequence[Row]) -> Figure:
     main = {row["task"]: row["scorer"] for row in reversed(rows)}
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure, (axes,) = _panels(1, width=2.0 + 1.2 * len(tasks))
+    figure, (axes,) = panels(1, width=2.0 + 1.2 * len(tasks))
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         for place, task in enumerate(tasks):
@@ -133,27 +135,3 @@ def _needle_place(part: str) -> tuple[int, float]:
     found = _NEEDLE_PART.fullmatch(part)
     assert found is not None
     return int(found[1].replace(",", "")), float(found[2])
-
-
-def _line(
-    axes: Axes,
-    rows: Sequence[Row],
-    x: str,
-    y: tuple[str, str, str],
-    label: str,
-    **style: Any,
-) -> None:
-    """A line with its interval shaded."""
-    places, values = [row[x] for row in rows], [row[y[0]] for row in rows]
-    (drawn,) = axes.plot(places, values, marker="o", label=label, **style)
-    if all(row[y[1]] is not None for row in rows):
-        low, high = [row[y[1]] for row in rows], [row[y[2]] for row in rows]
-        axes.fill_between(places, low, high, alpha=0.12, color=drawn.get_color())
-
-
-def _panels(count: int, width: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """A figure with some panels side by side; no window is ever opened."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * count, 3.4), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])

@@ -100,6 +100,63 @@ class QaRecord:
     """Why some or all examples have no prediction, if so."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostRecord:
+    """What one way of reading a context costs: medians, with bootstrap intervals of 95 percent.
+
+    Numbers are None where the setting could not run or was not measured; `note` says why.
+    """
+
+    method: str
+    mode: str
+    """online: all of it counts; offline: rows were made before; stream: text came in pieces."""
+    k: int
+    """Tokens per row; 1 for raw methods. A stream begins with it."""
+    k_read: int | None
+    """Tokens per row in the end; 1 where all was raw."""
+    context_tokens: int
+    window: int | None
+    """Rows that head, context and new tokens had to fit in; None for the reader's own."""
+    new_tokens: int
+    num_repeats: int
+    rows: int | None
+    """Of the prompt."""
+    ttft_s: float | None
+    """Time to the first new token from the context's token ids, or from its rows (offline)."""
+    ttft_low: float | None
+    ttft_high: float | None
+    make_s: float | None
+    """The part of it up to what the reader sees: selecting, compressing."""
+    read_s: float | None
+    """The rest: the reader's pass over its rows. After a stream, what is waited for."""
+    load_s: float | None
+    """Loading the saved rows, apart from all that; offline alone."""
+    context_tokens_per_s: float | None
+    """Context tokens a second until the first new token."""
+    new_tokens_per_s: float | None
+    """After the first."""
+    speedup: float | None
+    """Time to first token of raw reading over this one's, in turn; None beyond the window."""
+    speedup_low: float | None
+    speedup_high: float | None
+    flops: int | None
+    """Floating-point operations to the first token, see `flops`."""
+    flop_bound: float | None
+    """Operations of raw reading, in a window that would hold it, over this one's."""
+    layer_bound: float | None
+    """1 / (layers of the embedder / layers of the reader + 1 / k): without attention."""
+    cache_bytes: int | None
+    """Of the reader's keys and values at the first new token."""
+    cache_saving: float | None
+    """Cache of raw reading over this one's; None beyond the window."""
+    peak_bytes: int | None
+    """Most memory at a time beside the models, in a process of its own."""
+    ttft_samples_s: list[float]
+    """Time to first token in every round."""
+    note: str = ""
+    """Why something could not be measured, or was left out of what was read."""
+
+
 def write_records(
     records: Sequence[DataclassInstance],
     out: Path,
@@ -166,7 +223,7 @@ def environment() -> dict[str, object]:
     """What a figure depends on beside its configuration: versions, hardware, date, commit."""
     return {
         "versions": _versions(),
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
     }
@@ -201,7 +258,8 @@ def _versions() -> dict[str, str]:
     return found | {name: version(name) for name in _VERSIONED}
 
 
-def _hardware() -> dict[str, object]:
+def hardware() -> dict[str, object]:
+    """The machine, its processors and threads."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
-from .figures import Row, figures
+from .figures import figures
+from .panels import Row
 from .records import read_records
 
 _LM = ("domain", "method", "k", "context_tokens", "window", "num_targets", "perplexity")
 _QA = ("task", "part", "method", "k", "window", "scorer", "num_examples")
+_COST = ("method", "mode", "k", "context_tokens", "window", "num_repeats", "rows")
+_COST_NUMBERS = (
+    "flop_bound",
+    "layer_bound",
+    "new_tokens_per_s",
+    "cache_bytes",
+    "cache_saving",
+    "peak_bytes",
+)
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Extensible Embedding: evaluation</title>
 <style>
@@ -54,9 +64,10 @@ def write_report(folder: Path) -> Path:
     reports = read_results(folder)
     rows = [row for report in reports.values() for row in report["records"]]
     lm, qa = [row for row in rows if "domain" in row], [row for row in rows if "task" in row]
-    tables = [table for table in (_lm_table(lm), _qa_table(qa)) if table["rows"]]
+    cost = [row for row in rows if "ttft_s" in row]
+    tables = [t for t in (_lm_table(lm), _qa_table(qa), _cost_table(cost)) if t["rows"]]
     try:
-        drawn = [_draw(folder, *each) for each in figures(lm, qa)]
+        drawn = [_draw(folder, *each) for each in figures(lm, qa, cost)]
         page = Environment(autoescape=True).from_string(_PAGE)
         files = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]
         html = page.render(figures=drawn, tables=tables, files=files)
@@ -119,6 +130,23 @@ def _qa_table(rows: Sequence[Row]) -> dict[str, Any]:
         "names": [*_QA, "score", "note"],
         "rows": [
             [*_cells(row, _QA), _interval(row, "score", "low", "high"), row["note"]] for row in rows
+        ],
+    }
+
+
+def _cost_table(rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "title": "Cost",
+        "names": [*_COST, "s to first token", "speed-up", *_COST_NUMBERS, "note"],
+        "rows": [
+            [
+                *_cells(row, _COST),
+                _interval(row, "ttft_s", "ttft_low", "ttft_high"),
+                _interval(row, "speedup", "speedup_low", "speedup_high"),
+                *_cells(row, _COST_NUMBERS),
+                row["note"],
+            ]
+            for row in rows
         ],
     }
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..reader import Reader
+from ..text import read_document
 
 _GENEROUS_CHARS_PER_TOKEN = 8
 _USUAL_CHARS_PER_TOKEN = 4
@@ -62,6 +63,32 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
     labels = table["domain"].to_pylist() if "domain" in names else [None] * len(table)
     for label, text in zip(labels, table["text"].to_pylist(), strict=True):
         yield str(label or path.stem), str(text or "")
+
+
+def read_tokens(reader: Reader, data: Sequence[Path], most: int) -> Tensor:
+    """Token ids of texts, one after the other, `most` at most.
+
+    Args:
+        reader: its tokenizer.
+        data: parquet files with a column `text`, or documents of any kind that `text` reads.
+        most: more are not tokenised.
+
+    Raises:
+        InputError: a file cannot be read, or there is no text.
+    """
+    read: list[Tensor] = []
+    for path in data:
+        if Path(path).suffix == ".parquet":
+            texts = [text for _, text in _documents(Path(path))]
+        else:
+            texts = [read_document(path).text]
+        for text in texts:
+            missing = most - sum(map(len, read))
+            if missing > 0:
+                read.append(reader.encode(text[: missing * _GENEROUS_CHARS_PER_TOKEN])[:missing])
+    ids = torch.cat([torch.empty(0, dtype=torch.long), *read])
+    reader.check_ids(ids)
+    return ids
 
 
 def draw_targets(

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from ...answer import last_logits
 from ...errors import WindowError
 from ...reader import Reader
 
@@ -83,6 +84,8 @@ class Method(ABC):
     """One way to read a context; stateless but for its reader and settings."""
 
     name: str
+    reads_every_token: ClassVar[bool] = False
+    """Whether the reader itself runs on every token, so that the cost grows with the context."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -141,5 +144,6 @@ def greedy(reader: Reader, embeds: Tensor, max_new_tokens: int) -> str:
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=reader.tokenizer.eos_token_id,
+        **last_logits(reader),
     )
     return reader.decode(output[0])

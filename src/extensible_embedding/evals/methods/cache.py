@@ -24,8 +24,8 @@ Span = tuple[int, int]
 class RowCache:
     """Keeps the embedder's outputs for the chunks of the context that was read last.
 
-    Outputs are kept in the reader's type: picking rows from them later is exact. Only averaged rows
-    (`mean`) of a reader in half precision differ, by what that type rounds.
+    Outputs are kept in the reader's type. Rows differ from those of `compress` by rounding at most:
+    there the last MLP runs on the rows alone, and averaged rows are rounded after the mean.
 
     Args:
         embedder: with its reader; its weights must not change meanwhile.

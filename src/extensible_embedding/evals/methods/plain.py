@@ -23,6 +23,7 @@ class Raw(SelectionMethod):
     """The whole context, raw."""
 
     name = "raw"
+    reads_every_token = True
 
     def select(self, passage: Passage, room: int) -> Tensor:
         """All of it, if it fits."""

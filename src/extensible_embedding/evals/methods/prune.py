@@ -24,6 +24,7 @@ class Prune(SelectionMethod):
     """
 
     name = "llmlingua"
+    reads_every_token = True
 
     def __init__(self, reader: Reader, block_tokens: int = 1024) -> None:
         super().__init__(reader)

@@ -47,6 +47,7 @@ class RopeScaling(Method):
         new_tokens: rows that may follow the passage.
     """
 
+    reads_every_token = True
     rope_type: str
 
     def __init__(self, reader: Reader, new_tokens: int = 512) -> None:

@@ -43,7 +43,7 @@ class Extensible(Method):
         super().__init__(embedder.reader)
         self.embedder, self.k = embedder, k
         self.recent_share, self.all_rows = recent_share, all_rows
-        self.cache = cache or RowCache(embedder, max_bytes=0)
+        self.cache = cache
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows, recent tokens, tail."""
@@ -103,7 +103,10 @@ class Extensible(Method):
     def _rows(self, token_ids: Tensor, k: int) -> Tensor:
         if len(token_ids) == 0:
             return torch.empty(0, self.reader.hidden_size)
-        return self.cache.rows(token_ids, min(k, len(token_ids)))
+        k = min(k, len(token_ids))
+        if self.cache is not None:
+            return self.cache.rows(token_ids, k)
+        return self.embedder.compress(token_ids, k=k).rows
 
 
 class MeanPool(Extensible):
