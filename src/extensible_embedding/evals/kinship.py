@@ -14,7 +14,7 @@ from ..reader import Reader
 
 OWN, DERIVATIVE, ANOTHER = "own", "derivative", "another"
 KIN_COSINE = 0.9
-"""Mean cosine of token embeddings from which a reader is taken for a derivative."""
+"""Cosine of the tables of token embeddings from which a reader is taken for a derivative."""
 
 _PROBE = (
     "def f(x1):\n\treturn  x1 + 2024.5  # na\u00efve \u03bb, 'quoted'\r\n\nThe End... \U0001f642"
@@ -34,7 +34,7 @@ class Kinship:
     same_tokenizer: bool
     """Every token of the one has the same id, and a text is split alike."""
     embedding_cosine: float | None
-    """Mean cosine of the token embeddings; None where their sizes differ."""
+    """Between the tables of token embeddings, as vectors; None where their sizes differ."""
     same_weights: bool
     """The same names, and the same values as far as bfloat16 tells them apart."""
 
@@ -82,5 +82,5 @@ def _same_tokenizer(own: Reader, reader: Reader) -> bool:
 
 def _embedding_cosine(own: Reader, reader: Reader) -> float:
     ids = torch.arange(0, own.vocab_size, max(1, own.vocab_size // _SAMPLED_TOKENS))
-    one, other = (each.embed_tokens(ids).float().cpu() for each in (own, reader))
-    return float(torch.nn.functional.cosine_similarity(one, other, dim=-1).mean())
+    one, other = (each.embed_tokens(ids).float().cpu().flatten() for each in (own, reader))
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
