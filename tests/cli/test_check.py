@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from logging import WARNING, getLogger
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from extensible_embedding import Reader, released
 from extensible_embedding.cli import app
+from extensible_embedding.cli.console import quiet_libraries
 from extensible_embedding.evals import compatibility
 
 from .conftest import plain, refused
@@ -139,3 +141,11 @@ def test_refusals_come_before_anything_is_loaded(tmp_path: Path) -> None:
     refused(run("reader", "--data", texts, "--json", f"{texts}/out.json"), 2, "--json")
     for option in ("--reader", "--derivative"):
         assert "No such option" in plain(run("reader", "--data", texts, option).output)
+
+
+def test_quantised_layers_that_cast_do_not_tell_of_it_each_time() -> None:
+    logger = getLogger("bitsandbytes")
+    level = logger.level
+    with quiet_libraries():
+        assert not logger.isEnabledFor(WARNING)
+    assert logger.level == level
