@@ -15,13 +15,23 @@ KVPRESS := kvpress==0.5.5
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# Of derivatives: a text to learn, questions to learn and texts to check on, see docs/compatibility.md.
+CODE ?= code.parquet
+QUESTIONS ?= questions.parquet
+TEXTS ?= texts.parquet
+BUDGET ?=
+KINDS := full instruct int4 int8 lora lora-merged
+MADE := runs/derivatives
+CHECKED := docs/results/compatibility
+DERIVE := $(BIN)/python scripts/make_derivatives.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install kvpress test test-e2e test-slow test-gpu check docs-check docs clean
+.PHONY: help demo install kvpress test test-e2e test-slow test-gpu check docs-check docs derivatives \
+	check-derivatives clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) ARGS=... (passed on to demo and the tests)"
 
 demo: $(STAMP) ## Install, then compress a text and ask the reader about it
@@ -82,6 +92,41 @@ docs: $(STAMP) ## Generate docs/cli.md from the command line's own help
 	@mkdir -p docs
 	@$(BIN)/typer extensible_embedding.cli utils docs --name extensible \
 		--title "Command line" --output docs/cli.md
+
+derivatives: $(KINDS:%=$(MADE)/%) ## Fine-tune, adapt and quantise the small reader (CODE=... QUESTIONS=...)
+
+check-derivatives: derivatives ## Check the embedder on each derivative (TEXTS=... ARGS=...)
+	@# 8 says that the embedder must be trained again: a result like any other.
+	@for kind in $(KINDS); do \
+		$(BIN)/extensible check $(MADE)/$$kind --data $(TEXTS) --json $(CHECKED)/$$kind.json $(ARGS); \
+		code=$$?; [ $$code = 0 ] || [ $$code = 8 ] || exit $$code; \
+	done
+	@$(BIN)/python scripts/compatibility_table.py $(CHECKED)
+
+$(VENV)/.derivatives: $(STAMP)
+	@$(PIP) install --quiet --editable '.[derivatives]'
+	@touch $@
+
+# Each is made once, and again only when its folder is removed.
+$(MADE)/base: | $(VENV)/.derivatives
+	@$(DERIVE) base $@
+
+$(MADE)/full: | $(MADE)/base
+	@$(DERIVE) full $(MADE)/base $@ --data $(CODE) $(BUDGET)
+
+$(MADE)/lora: | $(MADE)/lora-merged
+
+$(MADE)/lora-merged: | $(MADE)/base
+	@$(DERIVE) lora $(MADE)/base $(MADE)/lora --merged $@ --data $(CODE) $(BUDGET)
+
+$(MADE)/instruct: | $(MADE)/base
+	@$(DERIVE) instruct $(MADE)/base $@ --data $(QUESTIONS) $(BUDGET)
+
+$(MADE)/int8: | $(MADE)/base
+	@$(DERIVE) quantise $(MADE)/base $@ --bits 8
+
+$(MADE)/int4: | $(MADE)/base
+	@$(DERIVE) quantise $(MADE)/base $@ --bits 4
 
 clean: ## Remove the environment, caches and build results (never runs/)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -143,7 +143,7 @@ class EmbedderHubMixin(ModelHubMixin):
         folder = _local_folder(folder_or_id, revision=revision, token=token)
         settings = read_json(folder / CONFIG, "an embedder")
         config = _read_config(settings, folder)
-        reader = reader or _load_reader(settings["reader"], str(folder_or_id))
+        reader = reader or _load_reader(trained_for(folder), str(folder_or_id))
         check_reader(settings["reader"], reader, derivative=derivative, name=str(folder_or_id))
         tensors = dequantize(read_tensors(folder / WEIGHTS, "an embedder"))
         from .embedder import ExtensibleEmbedder
@@ -160,11 +160,24 @@ class EmbedderHubMixin(ModelHubMixin):
         return embedder.eval()
 
 
-def _load_reader(made_for: dict[str, Any], name: str) -> Reader:
+def trained_for(folder_or_id: str | Path) -> str:
+    """The reader that an embedder was trained with, by the name that `Reader` loads it by.
+
+    Raises:
+        InputError: there is no such folder or hub id.
+        CheckpointError: the folder is incomplete or damaged.
+    """
+    folder = _local_folder(folder_or_id)
+    settings = read_json(folder / CONFIG, "an embedder")
+    _read_config(settings, folder)
+    wanted = str(settings["reader"].get("name"))
+    return EMBEDDED_NAME if wanted == EMBEDDED_LABEL else wanted
+
+
+def _load_reader(wanted: str, name: str) -> Reader:
     """The reader that an embedder names."""
-    wanted = str(made_for.get("name"))
     try:
-        return Reader.from_pretrained(EMBEDDED_NAME if wanted == EMBEDDED_LABEL else wanted)
+        return Reader.from_pretrained(wanted)
     except InputError as error:
         raise InputError(
             f"{name!r} was trained with {wanted!r}, which is to be loaded with it, but it cannot "

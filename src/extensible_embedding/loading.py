@@ -85,7 +85,10 @@ def load_model(
 
     Raises:
         InputError: there is no such model, or it is damaged or incomplete.
+        MissingExtraError: it needs a package that is not installed, as adapters and quantised
+            models do.
     """
+    _check_adapter(label, source)
     kinds: Any = AutoModelForCausalLM  # with a report, it gives a pair that its types do not know
     try:
         with quiet_loading():
@@ -95,6 +98,11 @@ def load_model(
             )
     except Exception as error:  # of the hub, tokenizers or damaged files: they share no base
         reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+        if isinstance(error, ImportError):
+            raise MissingExtraError(
+                f"{label!r} needs a package that is not installed ({reason}); install it, or name "
+                "another reader."
+            ) from error
         raise InputError(
             f"{label!r} cannot be loaded as a causal language model ({type(error).__name__}: "
             f"{reason}); give a hub id, a folder of transformers or a .gguf file."
@@ -106,6 +114,16 @@ def load_model(
             f"(first: {missing[0]!r}); copy or download the model again."
         )
     return tokenizer, model
+
+
+def _check_adapter(label: str, source: str) -> None:
+    """Raises MissingExtraError for an adapter that nothing here can read."""
+    adapter = Path(source) / "adapter_config.json"
+    if adapter.is_file() and importlib.util.find_spec("peft") is None:
+        raise MissingExtraError(
+            f"{label!r} is an adapter, which is read by the package peft, but that is not "
+            "installed; run `pip install peft`, or name the folder of the merged model."
+        )
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Reader(AnswerMixin):
 
         Raises:
             InputError: there is no such model, or it is damaged or incomplete.
-            MissingExtraError: the embedded reader is not installed.
+            MissingExtraError: the embedded reader or a package it needs is not installed.
         """
         source = label = str(name_or_path)
         if source == EMBEDDED_NAME:

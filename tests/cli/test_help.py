@@ -13,7 +13,7 @@ from extensible_embedding.cli import app, commands, train
 
 from .conftest import plain
 
-COMMANDS = ("ask", "bench", "chat", "compress", "demo", "eval", "info", "train")
+COMMANDS = ("ask", "bench", "chat", "check", "compress", "demo", "eval", "info", "train")
 
 
 def test_help_lists_every_command() -> None:
@@ -52,7 +52,12 @@ def test_help_is_for_people(command: str) -> None:
 def test_help_names_every_exit_code() -> None:
     shown = plain(CliRunner().invoke(app, ["--help"]).stdout)
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
-    assert {int(code) for code in re.findall(r"[:,] (\d+) ", shown)} == {0, 130, *codes}
+    assert {int(code) for code in re.findall(r"[:,] (\d+) ", shown)} == {
+        0,
+        8,
+        130,
+        *codes,
+    }  # 8: a verdict
 
 
 def test_train_has_one_signature() -> None:

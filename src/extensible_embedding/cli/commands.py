@@ -10,6 +10,7 @@ from .._version import __version__
 from . import bench, evaluate
 from .ask import ask
 from .chat import chat
+from .check import check
 from .compress import compress
 from .demo import demo
 from .group import ExtensibleCommand, ExtensibleGroup, summary
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 anything else, 2 input or configuration not usable, 3 does not "
     "fit the window, 4 saved files damaged, 5 files do not belong together, 6 disk, 7 something "
-    "not installed, 130 interrupted.",
+    "not installed, 8 train the embedder again (`check`), 130 interrupted.",
 )
 
 
@@ -65,7 +66,7 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
         run(config, as_json)
 
 
-for _command in (demo, compress, ask, chat, train):
+for _command in (demo, compress, ask, chat, train, check):
     app.command(cls=ExtensibleCommand, short_help=summary(_command))(_command)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -102,15 +103,19 @@ class SpeedColumn(ProgressColumn):
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Switches off transformers' progress bars and log lines; undone on leaving."""
+    """Switches off transformers' progress bars and the libraries' log lines; undone on leaving."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    chatty = getLogger("bitsandbytes")  # tells of every layer in every pass that it casts
+    level = chatty.level
+    chatty.setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        chatty.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

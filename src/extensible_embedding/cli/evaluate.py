@@ -220,8 +220,8 @@ def records_table(records: Sequence[LmRecord]) -> Table:
     numbers = ["k", "tokens", *(["window"] if windows else []), "n", "loss", "ppl"]
     table = plain_table(["domain", "method"], [*numbers, "vs trunc." if windows else "recovery"])
     for record in records:
-        versus = _interval(record.versus_truncate, record.versus_low, record.versus_high)
-        recovery = _interval(record.recovery, record.recovery_low, record.recovery_high)
+        versus = interval(record.versus_truncate, record.versus_low, record.versus_high)
+        recovery = interval(record.recovery, record.recovery_low, record.recovery_high)
         table.add_row(
             record.domain,
             record.method,
@@ -229,14 +229,15 @@ def records_table(records: Sequence[LmRecord]) -> Table:
             f"{record.context_tokens:,}",
             *([f"{record.window:,}" if record.window else "-"] if windows else []),
             str(record.num_targets),
-            _interval(record.loss_nats, record.loss_low, record.loss_high),
+            interval(record.loss_nats, record.loss_low, record.loss_high),
             "-" if record.perplexity is None else f"{record.perplexity:.2f}",
             versus if windows else recovery,
         )
     return table
 
 
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure with its bounds, as far as there are such."""
     if value is None:
         return "-"
     if low is None or high is None:

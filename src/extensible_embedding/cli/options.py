@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -155,8 +155,15 @@ class Models:
     ] = False
 
 
-def with_models(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `Models`, which it takes as one value named `models`."""
+def with_models(
+    command: Callable[..., None], *, leave_out: Sequence[str] = ()
+) -> Callable[..., None]:
+    """Gives a command the options of `Models`, which it takes as one value named `models`.
+
+    Args:
+        command: with a parameter `models`.
+        leave_out: fields of `Models` that the command has no option for.
+    """
     own = inspect.signature(command, eval_str=True).parameters.values()
     hints = get_type_hints(Models, include_extras=True)
     options = [
@@ -167,6 +174,7 @@ def with_models(command: Callable[..., None]) -> Callable[..., None]:
             annotation=hints[field.name],
         )
         for field in dataclasses.fields(Models)
+        if field.name not in leave_out
     ]
     names = [option.name for option in options]
 

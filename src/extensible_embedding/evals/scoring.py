@@ -7,8 +7,12 @@ negative number is harmful, and there is none where raw text itself does not hel
 
     versus truncate = perplexity of the method / perplexity of truncate - 1
 
-at the same context and window; below 0 is better. Every interval resamples targets, the same ones
-for both sides of a comparison. Pure functions of numbers.
+at the same context and window; below 0 is better.
+
+    kept = recovery with one reader / recovery with another
+
+on the same targets. Every interval resamples targets, the same ones for both sides of a comparison.
+Pure functions of numbers.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ class Setting:
 NONE = Setting("none", 0, 0)
 Losses = dict[Setting, NDArray[np.float64]]
 """For every setting, the loss of each target (T,), or resampled means (resamples,)."""
+Bounded = tuple[float | None, float | None, float | None]
+"""A figure and its interval."""
 Figure = Callable[[Losses, Setting], NDArray[np.float64]]
 
 
@@ -72,16 +78,7 @@ def score(
         notes: why a setting could not run.
     """
     used_k, notes = used_k or {}, notes or {}
-    means: list[Losses] = []
-    samples: list[Losses] = []
-    for number, each in enumerate(losses.values()):
-        size = len(next(iter(each.values())))
-        picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
-        means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
-        samples.append({setting: loss[picks].mean(1) for setting, loss in each.items()})
-    groups = [(domain, [number]) for number, domain in enumerate(losses)]
-    if len(losses) > 1:
-        groups.append((MEAN, list(range(len(losses)))))
+    means, samples = _resample(losses, seed)
     per_domain = list(losses.values())
     return [
         _record(
@@ -93,9 +90,59 @@ def score(
             k=used_k.get(setting, setting.k),
             note=notes.get(setting, ""),
         )
-        for domain, members in groups
+        for domain, members in _groups(losses)
         for setting in reported
     ]
+
+
+def kept_share(
+    own: Mapping[str, Losses], found: Mapping[str, Losses], setting: Setting, seed: int
+) -> dict[str, Bounded]:
+    """Recovery of `found` as a share of that of `own`, with its interval, by domain and for all.
+
+    Of several domains the mean recoveries are compared. There is no share of a recovery of 0 or
+    less.
+
+    Args:
+        own: losses of the same targets with the other reader, by domain.
+        found: losses by domain, the domains and targets in the same order.
+        setting: how the rows were read.
+        seed: of the resamples, which are the same for both.
+    """
+    mine, theirs = _resample(own, seed), _resample(found, seed)
+    shares: dict[str, Bounded] = {}
+    for domain, members in _groups(own):
+        value, sample = (
+            _share(
+                [one[member] for member in members], [other[member] for member in members], setting
+            )
+            for one, other in zip(mine, theirs, strict=True)
+        )
+        shares[domain] = (_finite(value[0]), *_percentiles(sample))
+    return shares
+
+
+def _share(own: Sequence[Losses], found: Sequence[Losses], setting: Setting) -> NDArray[np.float64]:
+    mine, theirs = (_mean([_recovery(each, setting) for each in side]) for side in (own, found))
+    return np.asarray(theirs / np.where(mine > 0, mine, np.nan))
+
+
+def _resample(losses: Mapping[str, Losses], seed: int) -> tuple[list[Losses], list[Losses]]:
+    """Means (1,) and resampled means (resamples,) of every domain."""
+    means: list[Losses] = []
+    samples: list[Losses] = []
+    for number, each in enumerate(losses.values()):
+        size = len(next(iter(each.values())))
+        picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
+        means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
+        samples.append({setting: loss[picks].mean(1) for setting, loss in each.items()})
+    return means, samples
+
+
+def _groups(losses: Mapping[str, Losses]) -> list[tuple[str, list[int]]]:
+    """Names and members of what is reported: every domain, and all of several."""
+    groups = [(domain, [number]) for number, domain in enumerate(losses)]
+    return groups if len(losses) == 1 else [*groups, (MEAN, list(range(len(losses))))]
 
 
 def _record(
