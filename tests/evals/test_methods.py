@@ -193,3 +193,18 @@ def test_pruning_keeps_the_least_predictable_tokens(tiny_embedder: ExtensibleEmb
     kept = method.select(here, 40)
     least = losses.sort().values[60]
     assert torch.equal(kept, here.context[losses >= least])
+
+
+def test_a_fixed_k_whose_rows_do_not_fit_leaves_recent_text_raw(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    here = passage(400)
+    found = embeds(Extensible(tiny_embedder, k=4).read(here, 61))
+    recent = tiny_embedder.reader.embed_tokens(here.context[-30:])
+    assert torch.equal(found[-30:], recent)
+    older = here.context[:-30]
+    rows = len(found) - 31
+    assert 30 - 4 < rows <= 30
+    chunk = tiny_embedder.config.chunk_tokens
+    dropped = -(-(len(older) - 4 * rows) // chunk) * chunk
+    torch.testing.assert_close(found[1:-30], tiny_embedder.compress(older[dropped:], k=4).rows)

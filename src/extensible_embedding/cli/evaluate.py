@@ -57,7 +57,8 @@ def lm(
             help="What stands before the targets: `none` no context, `raw` the tokens of the "
             "context, `extensible` its rows, `mean-pool` averaged token embeddings; with "
             "--windows also `extensible-online`, `extensible-mixed` rows with the "
-            "best spans raw, `truncate`, `streaming-llm`, `retrieve`, "
+            "best spans raw, `extensible-adaptive` whatever predicts the end of the context best, "
+            "`truncate`, `streaming-llm`, `retrieve`, "
             "`llmlingua`, `llmlingua-2`, `kvpress-snapkv`, `kvpress-streaming-llm`, "
             "`kvpress-knorm`, `pi`, `ntk` and `yarn`.",
         ),

@@ -190,7 +190,8 @@ class _Run:
         )
         room = (setting.window or self.reader.window) - self.target_tokens
         reading = self.methods[setting].read(passage, room)
-        used = reading.k if setting.method in WITH_K else setting.k
+        chooses = setting.method in WITH_K and not setting.k
+        used = reading.k if chooses else setting.k
         return {"nats": float(reading.nll(ids[end:]).mean()), "k": used}
 
     def _values(self, domain: str, setting: Setting, num_targets: int) -> list[float]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ...embedder import ExtensibleEmbedder
 from ...errors import InputError
+from .adaptive import ExtensibleAdaptive
 from .base import CannotRunError, EmbedsReading, Method, Passage, Reading
 from .cache import RowCache
 from .kvpress import Knorm, SnapKv, StreamingLlm
@@ -50,7 +51,8 @@ _RAW: tuple[type[Method], ...] = (
     Yarn,
 )
 WITH_K: Mapping[str, type[Extensible]] = {
-    each.name: each for each in (Extensible, ExtensibleMixed, ExtensibleOnline, MeanPool)
+    each.name: each
+    for each in (Extensible, ExtensibleMixed, ExtensibleAdaptive, ExtensibleOnline, MeanPool)
 }
 """Methods with a scale factor, by name."""
 METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **WITH_K}

@@ -11,7 +11,7 @@ from .rows import Extensible
 
 PIECE_TOKENS = 64
 """Of a span that is read raw."""
-_QUERY_TOKENS = 256
+_QUERY_TOKENS = 128
 """Of the context's end that asks where a task has no question (language modelling)."""
 
 

@@ -15,14 +15,14 @@ from .cache import RowCache
 class Extensible(Method):
     """Extensible embeddings: rows of everything older, then the recent tokens raw.
 
-    With a fixed k as many recent tokens stay raw as fit beside the rows. With k="auto" it is the
-    smallest k at which `recent_share` of the room stays raw. What even the largest k cannot hold
-    is left out, oldest first.
+    With a fixed k as many recent tokens stay raw as fit beside the rows of all that is older. With
+    k="auto" it is the smallest k at which `recent_share` of the room stays raw. Where the rows do
+    not fit, `recent_share` stays raw all the same and the oldest text is left out.
 
     Args:
         embedder: with its reader.
         k: tokens per row, or None for auto.
-        recent_share: part of the room for the context that is read raw, with auto.
+        recent_share: part of the room for the context that is read raw, see above.
         all_rows: no recent part: the whole context as rows (the recovery protocol).
         cache: of rows, shared with other methods; by default nothing is kept.
     """
@@ -65,9 +65,11 @@ class Extensible(Method):
     def _split(self, num_tokens: int, room: int) -> tuple[int, int]:
         """Where the raw part begins, and k."""
         largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
-        if self.k is not None:
-            return self._latest_split(num_tokens, room, self.k), self.k
         recent = int(self.recent_share * room)
+        if self.k is not None:
+            if not self.all_rows and self._num_rows(num_tokens, self.k) > room:
+                return num_tokens - recent, self.k
+            return self._latest_split(num_tokens, room, self.k), self.k
         for k in range(2, largest + 1):
             if self._num_rows(num_tokens - recent, k) <= room - recent:
                 return num_tokens - recent, k
