@@ -123,7 +123,7 @@ def test_a_stream_that_cannot_begin_says_why(measure: Measure) -> None:
 
 
 def test_equal_windows_and_a_k_that_the_method_chooses(measure: Measure) -> None:
-    methods = ["truncate", "retrieve", "mean-pool", "extensible"]
+    methods = ["truncate", "retrieve", "mean-pool", "extensible", "extensible-mixed"]
     records = measure(
         methods=methods, windows=[64], scale_factors=[], context_tokens=[128], modes=[ONLINE]
     )

@@ -58,7 +58,8 @@ def reading_maker(
     if setting.mode == STREAM:
         return lambda: _stream_reading(embedder, setting.k, context, window, new_tokens)
     passage = Passage(head=language_head(reader), context=context, tail=context[:0])
-    whole = setting.method in WITH_K and setting.window is None and setting.k > 0
+    reads_all = setting.method in WITH_K and WITH_K[setting.method].reads_all
+    whole = reads_all and setting.window is None and setting.k > 0
     if whole:
         _check_fits(embedder, setting, window - new_tokens - passage.num_frame)
     if setting.mode == OFFLINE:
