@@ -13,7 +13,7 @@ from extensible_embedding.cli import app, commands, train
 
 from .conftest import plain
 
-COMMANDS = ("ask", "chat", "compress", "demo", "eval", "info", "train")
+COMMANDS = ("ask", "bench", "chat", "compress", "demo", "eval", "info", "train")
 
 
 def test_help_lists_every_command() -> None:
@@ -23,11 +23,11 @@ def test_help_lists_every_command() -> None:
         assert f" {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "eval lm"])
+@pytest.mark.parametrize("command", [*COMMANDS, "eval lm", "bench ablations"])
 def test_every_option_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
-    if command != "eval":
+    if command not in ("eval", "bench"):
         for line in re.findall(r"^. .*--[a-z-]+ .*$", result.stdout, re.MULTILINE):
             described = re.sub(r"--?[a-z-]+|[A-Z|.\[\],]+|\W", "", line)
             assert len(described) > 10, line
@@ -42,7 +42,7 @@ def test_unknown_option_is_a_usage_error() -> None:
     assert CliRunner().invoke(app, ["ask", "--nonsense"]).exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "eval lm"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "eval lm", "bench ablations"])
 def test_help_is_for_people(command: str) -> None:
     shown = CliRunner().invoke(app, [*command.split(), "--help"]).stdout
     assert not re.search(r"<(bool|list|Path)|embedded|&#", shown)

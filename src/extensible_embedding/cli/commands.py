@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
-from . import evaluate
+from . import bench, evaluate
 from .ask import ask
 from .chat import chat
 from .compress import compress
@@ -68,4 +68,5 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
 for _command in (demo, compress, ask, chat, train):
     app.command(cls=ExtensibleCommand, short_help=summary(_command))(_command)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(bench.app, name="bench")
 app.command(cls=ExtensibleCommand, short_help=summary(info))(info)

@@ -42,6 +42,16 @@ def figures(lm: Sequence[Row], qa: Sequence[Row]) -> Iterator[tuple[str, str, Fi
         yield "answers", "Main score of every task, from 0 to 1.", answers_figure(whole)
 
 
+def ablation_figures(rows: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
+    """(name, caption, figure) of ablations, if there are any."""
+    shown = [row for row in rows if row["recovery"] is not None]
+    if shown:
+        domain = list(dict.fromkeys(row["domain"] for row in shown))[-1]
+        shown = [row for row in shown if row["domain"] == domain]
+        caption = f"Recovery after equal training, each variant with its interval ({domain})."
+        yield "ablations", caption, ablation_figure(shown)
+
+
 def recovery_figure(rows: Sequence[Row]) -> Figure:
     """Recovery against k, a line for each domain, with intervals."""
     figure, (axes,) = _panels(1)
@@ -129,6 +139,35 @@ def answers_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def ablation_figure(rows: Sequence[Row]) -> Figure:
+    """A line for each variant, a colour for each k, the baseline's recovery dotted."""
+    labels = list(dict.fromkeys((row["group"], row["variant"]) for row in rows))
+    figure, (axes,) = _panels(1, width=7.0, height=1.4 + 0.32 * len(labels))
+    factors = sorted({row["k"] for row in rows})
+    for number, k in enumerate(factors):
+        mine = {(row["group"], row["variant"]): row for row in rows if row["k"] == k}
+        shift = 0.5 * (number - (len(factors) - 1) / 2) / len(factors)
+        for place, label in enumerate(labels):
+            if label in mine:
+                _interval_mark(axes, mine[label], place + shift, f"C{number}")
+                if not label[0]:
+                    axes.axvline(mine[label]["recovery"], color=f"C{number}", linestyle=":")
+        axes.plot([], [], marker="o", color=f"C{number}", label=f"k={k}")
+    names = [f"{group}: {variant}" if group else variant for group, variant in labels]
+    axes.set_yticks(range(len(labels)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="recovery")
+    axes.legend()
+    return figure
+
+
+def _interval_mark(axes: Axes, row: Row, y: float, color: str) -> None:
+    """A point with its interval, if it has one."""
+    axes.plot(row["recovery"], y, marker="o", color=color)
+    if row["recovery_low"] is not None:
+        axes.hlines(y, row["recovery_low"], row["recovery_high"], color=color)
+
+
 def _needle_place(part: str) -> tuple[int, float]:
     found = _NEEDLE_PART.fullmatch(part)
     assert found is not None
@@ -151,9 +190,9 @@ def _line(
         axes.fill_between(places, low, high, alpha=0.12, color=drawn.get_color())
 
 
-def _panels(count: int, width: float = 4.2) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     """A figure with some panels side by side; no window is ever opened."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, 3.4), layout="constrained")
+    figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])

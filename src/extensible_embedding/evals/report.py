@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
-from .figures import Row, figures
+from .figures import Row, ablation_figures, figures
 from .records import read_records
 
 _LM = ("domain", "method", "k", "context_tokens", "window", "num_targets", "perplexity")
 _QA = ("task", "part", "method", "k", "window", "scorer", "num_examples")
+_ABLATION = ("group", "variant", "domain", "k", "training_tokens", "num_targets")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Extensible Embedding: evaluation</title>
 <style>
@@ -53,10 +54,14 @@ def write_report(folder: Path) -> Path:
 
     reports = read_results(folder)
     rows = [row for report in reports.values() for row in report["records"]]
-    lm, qa = [row for row in rows if "domain" in row], [row for row in rows if "task" in row]
-    tables = [table for table in (_lm_table(lm), _qa_table(qa)) if table["rows"]]
+    ablations = [row for row in rows if "variant" in row]
+    lm = [row for row in rows if "domain" in row and "variant" not in row]
+    qa = [row for row in rows if "task" in row]
+    tables = [_lm_table(lm), _qa_table(qa), _ablation_table(ablations)]
+    tables = [table for table in tables if table["rows"]]
     try:
-        drawn = [_draw(folder, *each) for each in figures(lm, qa)]
+        all_figures = [*figures(lm, qa), *ablation_figures(ablations)]
+        drawn = [_draw(folder, *each) for each in all_figures]
         page = Environment(autoescape=True).from_string(_PAGE)
         files = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]
         html = page.render(figures=drawn, tables=tables, files=files)
@@ -119,6 +124,22 @@ def _qa_table(rows: Sequence[Row]) -> dict[str, Any]:
         "names": [*_QA, "score", "note"],
         "rows": [
             [*_cells(row, _QA), _interval(row, "score", "low", "high"), row["note"]] for row in rows
+        ],
+    }
+
+
+def _ablation_table(rows: Sequence[Row]) -> dict[str, Any]:
+    names = ["compared", "variant", "domain", "k", "training tokens", "targets"]
+    return {
+        "title": "Ablations",
+        "names": [*names, "recovery", "recovery minus the baseline's"],
+        "rows": [
+            [
+                *_cells(row, _ABLATION),
+                _interval(row, "recovery", "recovery_low", "recovery_high"),
+                _interval(row, "versus_baseline", "versus_low", "versus_high"),
+            ]
+            for row in rows
         ],
     }
 

@@ -72,13 +72,7 @@ def score(
         notes: why a setting could not run.
     """
     used_k, notes = used_k or {}, notes or {}
-    means: list[Losses] = []
-    samples: list[Losses] = []
-    for number, each in enumerate(losses.values()):
-        size = len(next(iter(each.values())))
-        picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
-        means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
-        samples.append({setting: loss[picks].mean(1) for setting, loss in each.items()})
+    means, samples = _resampled(losses, seed)
     groups = [(domain, [number]) for number, domain in enumerate(losses)]
     if len(losses) > 1:
         groups.append((MEAN, list(range(len(losses)))))
@@ -96,6 +90,38 @@ def score(
         for domain, members in groups
         for setting in reported
     ]
+
+
+def compare_recovery(
+    losses: Mapping[str, Losses], setting: Setting, reference: Setting, seed: int
+) -> tuple[float | None, tuple[float | None, float | None]]:
+    """Recovery of a setting minus a reference's on the same targets, and its interval.
+
+    Args:
+        losses: by domain, of both settings, of none and of raw; domains are averaged.
+        setting: what is compared.
+        reference: what it is compared with.
+        seed: of the resamples.
+    """
+    means, samples = _resampled(losses, seed)
+    return _with_bounds(
+        lambda each, of: np.asarray(_recovery(each, of) - _recovery(each, reference)),
+        means,
+        samples,
+        setting,
+    )
+
+
+def _resampled(losses: Mapping[str, Losses], seed: int) -> tuple[list[Losses], list[Losses]]:
+    """Of every domain the mean losses, and the means of resamples, the same for all settings."""
+    means: list[Losses] = []
+    samples: list[Losses] = []
+    for number, each in enumerate(losses.values()):
+        size = len(next(iter(each.values())))
+        picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
+        means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
+        samples.append({setting: loss[picks].mean(1) for setting, loss in each.items()})
+    return means, samples
 
 
 def _record(

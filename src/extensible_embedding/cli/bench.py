@@ -1,0 +1,18 @@
+"""`extensible bench`: measurements that take long."""
+
+from __future__ import annotations
+
+import typer
+
+from .ablations import ablations
+from .group import ExtensibleCommand, summary
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, short_help="Run a benchmark.")
+
+
+@app.callback()
+def benchmarks() -> None:
+    """Run a benchmark: a measurement that takes long."""
+
+
+app.command(name="ablations", cls=ExtensibleCommand, short_help=summary(ablations))(ablations)
