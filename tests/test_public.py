@@ -12,7 +12,7 @@ import pytest
 import extensible_embedding
 
 PACKAGE = Path(extensible_embedding.__file__).parent
-OUTER = ("train", "evals", "cli", "serve", "engines")
+OUTER = ("train", "evals", "bench", "cli", "serve", "engines")
 CORE = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in (*OUTER, "__main__"))
 
 

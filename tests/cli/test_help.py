@@ -23,7 +23,7 @@ def test_help_lists_every_command() -> None:
         assert f" {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "eval lm", "bench cost"])
+@pytest.mark.parametrize("command", [*COMMANDS, "eval lm", "bench cost", "bench ablations"])
 def test_every_option_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
@@ -42,7 +42,7 @@ def test_unknown_option_is_a_usage_error() -> None:
     assert CliRunner().invoke(app, ["ask", "--nonsense"]).exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "eval lm", "bench cost"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "eval lm", "bench cost", "bench ablations"])
 def test_help_is_for_people(command: str) -> None:
     shown = CliRunner().invoke(app, [*command.split(), "--help"]).stdout
     assert not re.search(r"<(bool|list|Path)|embedded|&#", shown)

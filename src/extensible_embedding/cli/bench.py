@@ -1,18 +1,20 @@
-"""`extensible bench`: what reading costs."""
+"""`extensible bench`: measurements that take long."""
 
 from __future__ import annotations
 
 import typer
 
+from .ablations import ablations
 from .cost import cost
 from .group import ExtensibleCommand, summary
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, short_help="Measure what it costs.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, short_help="Run a benchmark.")
 
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure what reading costs, on this machine."""
+    """Run a benchmark: a measurement that takes long."""
 
 
 app.command(name="cost", cls=ExtensibleCommand, short_help=summary(cost))(cost)
+app.command(name="ablations", cls=ExtensibleCommand, short_help=summary(ablations))(ablations)

@@ -25,7 +25,8 @@ RecordsOption = Annotated[
     typer.Option(
         "--json",
         metavar="FILE",
-        help="Also write every record there, and an error as JSON on stdout.",
+        help="Also write every record there (as JSON lines if it ends in .jsonl), and an error as "
+        "JSON on stdout.",
         is_eager=True,
         callback=remember_json,
     ),

@@ -74,8 +74,8 @@ def _result(folder: Path, bar: TrainingBar) -> dict[str, Any]:
 class TrainingBar(TrainerCallback):
     """Shows step, loss, tokens/s and time left; where no terminal is, a line for every log."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, title: str = "") -> None:
+        self.console, self.title = console, title
         self.last_log: dict[str, Any] = {}
         self.step: int | None = None
         self.start = self.seconds = 0.0
@@ -132,7 +132,8 @@ class TrainingBar(TrainerCallback):
         self.bar.update(self.task, description=self._line(state))
 
     def _line(self, state: Any) -> str:
-        parts = [f"step {state.global_step:,}/{state.max_steps:,}"]
+        name = f"{self.title}: " if self.title else ""
+        parts = [f"{name}step {state.global_step:,}/{state.max_steps:,}"]
         parts += [f"{name} {_SHOWN[key].format(value)}" for key, name, value in self._values()]
         return ", ".join(parts)
 

@@ -33,9 +33,9 @@ def line_of(
         axes.fill_between(places, low, high, alpha=0.12, color=drawn.get_color())
 
 
-def panels(count: int, width: float = 4.2) -> tuple[Figure, list[Axes]]:
+def panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     """A figure with some panels side by side; no window is ever opened."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, 3.4), layout="constrained")
+    figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])

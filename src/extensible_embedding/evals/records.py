@@ -180,7 +180,7 @@ def write_records(
         text = "\n".join(json.dumps(line, ensure_ascii=False, default=str) for line in lines)
     else:
         text = json.dumps(_document(run, records), indent=2, ensure_ascii=False, default=str)
-    _write_whole(Path(out), text + "\n")
+    write_text(Path(out), text + "\n")
 
 
 def read_records(path: Path) -> dict[str, Any]:
@@ -295,7 +295,12 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def _write_whole(out: Path, text: str) -> None:
+def write_text(out: Path, text: str) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
     temporary: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
-from .figures import figures
+from .figures import ablation_figures, figures
 from .panels import Row
 from .records import read_records
 
@@ -28,6 +28,7 @@ _COST_NUMBERS = (
     "cache_saving",
     "peak_bytes",
 )
+_ABLATION = ("group", "variant", "domain", "k", "training_tokens", "num_targets")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Extensible Embedding: evaluation</title>
 <style>
@@ -63,11 +64,15 @@ def write_report(folder: Path) -> Path:
 
     reports = read_results(folder)
     rows = [row for report in reports.values() for row in report["records"]]
-    lm, qa = [row for row in rows if "domain" in row], [row for row in rows if "task" in row]
+    ablations = [row for row in rows if "variant" in row]
+    lm = [row for row in rows if "domain" in row and "variant" not in row]
+    qa = [row for row in rows if "task" in row]
     cost = [row for row in rows if "ttft_s" in row]
-    tables = [t for t in (_lm_table(lm), _qa_table(qa), _cost_table(cost)) if t["rows"]]
+    tables = [_lm_table(lm), _qa_table(qa), _cost_table(cost), _ablation_table(ablations)]
+    tables = [table for table in tables if table["rows"]]
     try:
-        drawn = [_draw(folder, *each) for each in figures(lm, qa, cost)]
+        all_figures = [*figures(lm, qa, cost), *ablation_figures(ablations)]
+        drawn = [_draw(folder, *each) for each in all_figures]
         page = Environment(autoescape=True).from_string(_PAGE)
         files = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]
         html = page.render(figures=drawn, tables=tables, files=files)
@@ -145,6 +150,22 @@ def _cost_table(rows: Sequence[Row]) -> dict[str, Any]:
                 _interval(row, "speedup", "speedup_low", "speedup_high"),
                 *_cells(row, _COST_NUMBERS),
                 row["note"],
+            ]
+            for row in rows
+        ],
+    }
+
+
+def _ablation_table(rows: Sequence[Row]) -> dict[str, Any]:
+    names = ["compared", "variant", "domain", "k", "training tokens", "targets"]
+    return {
+        "title": "Ablations",
+        "names": [*names, "recovery", "recovery minus the baseline's"],
+        "rows": [
+            [
+                *_cells(row, _ABLATION),
+                _interval(row, "recovery", "recovery_low", "recovery_high"),
+                _interval(row, "versus_baseline", "versus_low", "versus_high"),
             ]
             for row in rows
         ],

@@ -127,6 +127,26 @@ def _share(own: Sequence[Losses], found: Sequence[Losses], setting: Setting) -> 
     return np.asarray(theirs / np.where(mine > 0, mine, np.nan))
 
 
+def compare_recovery(
+    losses: Mapping[str, Losses], setting: Setting, reference: Setting, seed: int
+) -> tuple[float | None, tuple[float | None, float | None]]:
+    """Recovery of a setting minus a reference's on the same targets, and its interval.
+
+    Args:
+        losses: by domain, of both settings, of none and of raw; domains are averaged.
+        setting: what is compared.
+        reference: what it is compared with.
+        seed: of the resamples.
+    """
+    means, samples = _resample(losses, seed)
+    return _with_bounds(
+        lambda each, of: np.asarray(_recovery(each, of) - _recovery(each, reference)),
+        means,
+        samples,
+        setting,
+    )
+
+
 def _resample(losses: Mapping[str, Losses], seed: int) -> tuple[list[Losses], list[Losses]]:
     """Means (1,) and resampled means (resamples,) of every domain."""
     means: list[Losses] = []

@@ -1,0 +1,1 @@
+"""Benchmarks: measurements that need training and evaluation together, and import both."""
