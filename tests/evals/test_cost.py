@@ -19,7 +19,7 @@ from extensible_embedding.evals.cost_readings import reading_maker
 from extensible_embedding.evals.cost_settings import OFFLINE, ONLINE, STREAM, CostSetting
 from extensible_embedding.evals.flops import compress_flops, read_flops, shape_of
 from extensible_embedding.evals.memory import ModelSource
-from extensible_embedding.evals.methods import CannotRunError, EmbedsReading
+from extensible_embedding.evals.methods import METHODS, CannotRunError, EmbedsReading
 from extensible_embedding.evals.records import CostRecord
 
 ASKED: dict[str, Any] = {
@@ -132,6 +132,17 @@ def test_equal_windows_and_a_k_that_the_method_chooses(measure: Measure) -> None
     assert all(r.speedup is not None for r in records)
     assert [r.k for r in records[:3:2]] == [1, records[3].k]
     assert records[3].k_read == records[3].k > 1
+
+
+def test_every_method_has_its_cost_or_says_why_not(measure: Measure) -> None:
+    records = measure(
+        methods=list(METHODS), windows=[128], scale_factors=[], context_tokens=[300], modes=[ONLINE]
+    )
+    assert [r.method for r in records] == list(METHODS)
+    for record in records:
+        assert (record.ttft_s is None) == (record.rows is None) == (record.note != "")
+    ran = [r.method for r in records if r.ttft_s is not None]
+    assert set(METHODS) - set(ran) <= {name for name in METHODS if "press" in name or "-2" in name}
 
 
 def embeds(embedder: ExtensibleEmbedder, setting: CostSetting, ids: Tensor, folder: Path) -> Tensor:
