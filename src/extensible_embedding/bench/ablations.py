@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..evals.journal import Journal
 from ..evals.lm import Progress, evaluate_lm
 from ..evals.records import MEAN, LmRecord
-from ..evals.scoring import Losses, Setting, compare_recovery
+from ..evals.scoring import Bounded, Losses, Setting, compare_recovery
 from ..reader import Reader
 from ..train.config import TrainConfig, check_files
 from ..train.trainer import build, instances, train
@@ -253,13 +253,9 @@ def measure(
     )
 
 
-Difference = tuple[float | None, tuple[float | None, float | None]]
-"""A difference, and its interval."""
-
-
 def compared(
     found: Sequence[LmRecord], before: Sequence[LmRecord], record: LmRecord, seed: int
-) -> Difference:
+) -> Bounded:
     """Recovery of a record minus the baseline's, paired by target.
 
     Args:
@@ -280,7 +276,7 @@ def compared(
 
 
 def _record(
-    variant: Ablation, found: LmRecord, versus: Difference, trained: Mapping[str, Any]
+    variant: Ablation, found: LmRecord, versus: Bounded, trained: Mapping[str, Any]
 ) -> AblationRecord:
     return AblationRecord(
         group=variant.group,
@@ -298,8 +294,8 @@ def _record(
         recovery_low=found.recovery_low,
         recovery_high=found.recovery_high,
         versus_baseline=versus[0],
-        versus_low=versus[1][0],
-        versus_high=versus[1][1],
+        versus_low=versus[1],
+        versus_high=versus[2],
     )
 
 

@@ -1,4 +1,4 @@
-"""`extensible bench`: measurements that take long."""
+"""`extensible bench`: what reading costs, and what choices of training are worth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, short_help="Run a
 
 @app.callback()
 def benchmarks() -> None:
-    """Run a benchmark: a measurement that takes long."""
+    """Measure what reading costs, and what choices of training are worth."""
 
 
 app.command(name="cost", cls=ExtensibleCommand, short_help=summary(cost))(cost)

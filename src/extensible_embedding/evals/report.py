@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
-from .figures import ablation_figures, figures
+from .ablation_figures import ablation_figures
+from .figures import figures
 from .panels import Row
 from .records import read_records
 
@@ -66,8 +67,7 @@ def write_report(folder: Path) -> Path:
     rows = [row for report in reports.values() for row in report["records"]]
     ablations = [row for row in rows if "variant" in row]
     lm = [row for row in rows if "domain" in row and "variant" not in row]
-    qa = [row for row in rows if "task" in row]
-    cost = [row for row in rows if "ttft_s" in row]
+    qa, cost = [row for row in rows if "task" in row], [row for row in rows if "ttft_s" in row]
     tables = [_lm_table(lm), _qa_table(qa), _cost_table(cost), _ablation_table(ablations)]
     tables = [table for table in tables if table["rows"]]
     try:

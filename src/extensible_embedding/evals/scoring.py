@@ -122,15 +122,10 @@ def kept_share(
     return shares
 
 
-def _share(own: Sequence[Losses], found: Sequence[Losses], setting: Setting) -> NDArray[np.float64]:
-    mine, theirs = (_mean([_recovery(each, setting) for each in side]) for side in (own, found))
-    return np.asarray(theirs / np.where(mine > 0, mine, np.nan))
-
-
 def compare_recovery(
     losses: Mapping[str, Losses], setting: Setting, reference: Setting, seed: int
-) -> tuple[float | None, tuple[float | None, float | None]]:
-    """Recovery of a setting minus a reference's on the same targets, and its interval.
+) -> Bounded:
+    """Recovery of a setting minus a reference's on the same targets, with its interval.
 
     Args:
         losses: by domain, of both settings, of none and of raw; domains are averaged.
@@ -139,12 +134,18 @@ def compare_recovery(
         seed: of the resamples.
     """
     means, samples = _resample(losses, seed)
-    return _with_bounds(
+    value, bounds = _with_bounds(
         lambda each, of: np.asarray(_recovery(each, of) - _recovery(each, reference)),
         means,
         samples,
         setting,
     )
+    return value, *bounds
+
+
+def _share(own: Sequence[Losses], found: Sequence[Losses], setting: Setting) -> NDArray[np.float64]:
+    mine, theirs = (_mean([_recovery(each, setting) for each in side]) for side in (own, found))
+    return np.asarray(theirs / np.where(mine > 0, mine, np.nan))
 
 
 def _resample(losses: Mapping[str, Losses], seed: int) -> tuple[list[Losses], list[Losses]]:
