@@ -109,7 +109,10 @@ def _ask(reader: Reader, book: Context, question: str, in_the_book: str, *, show
     from ..prompt import question_prompt
 
     prompt = question_prompt(reader, [book], question)
-    stream = reader.reply(prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS)
+    # A small reader may end its turn at once, and no answer at all would show nothing.
+    stream = reader.reply(
+        prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS, min_new_tokens=1
+    )
     if show:
         typer.echo(f"\nQuestion: {question}\nAnswer: ", nl=False)
         answer = print_stream(stream)
