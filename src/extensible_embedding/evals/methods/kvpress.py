@@ -71,7 +71,10 @@ class SnapKv(KvPress):
 
 
 class StreamingLlm(KvPress):
-    """Entries of the first four tokens and of the most recent ones (arXiv 2309.17453)."""
+    """Entries of the first four tokens and of the most recent ones (arXiv 2309.17453).
+
+    They keep the positions that they were read at; the paper numbers them anew.
+    """
 
     name = "kvpress-streaming-llm"
     press = "StreamingLLMPress"

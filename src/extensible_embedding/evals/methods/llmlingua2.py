@@ -77,4 +77,7 @@ def _compressor(model: str, device: str) -> Any:
         return PromptCompressor(model_name=model, device_map=device, use_llmlingua2=True)
     except Exception as error:  # of the hub, of tiktoken's download or of damaged files
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        return f"LLMLingua-2 needs its model {model}, which cannot be had here ({reason})"
+        return (
+            f"LLMLingua-2 needs its model {model} and an encoding of tiktoken, and one of them "
+            f"cannot be had here ({reason})"
+        )
