@@ -16,6 +16,8 @@ from typing import Any
 
 from release import fill
 
+from extensible_embedding.evals.markdown import markdown_table
+
 PAGE = "docs/compatibility.md"
 
 Report = Mapping[str, Any]
@@ -59,8 +61,7 @@ def block(reports: Mapping[str, Report]) -> str:
     factors = settings["scale_factors"]
     head = ["derivative", "is", *(f"kept at k={k}" for k in factors), "raw loss", "verdict"]
     rows = [row(name, report["records"][0], factors) for name, report in reports.items()]
-    lines = [head, ["---"] * len(head), *rows]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    table = markdown_table(head, rows)
     commit, _, changed = str(first["git_commit"]).partition("-")
     commit = commit[:12] + (" with changes" if changed else "")
     return f"""\

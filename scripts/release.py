@@ -93,7 +93,7 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps; `configs/stage1.yaml` and `stage2.yaml` say with which settings.
+{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage3.yaml` say with which settings.
 Losses, recovery and how they were measured:
 [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
 """

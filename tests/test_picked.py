@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -85,3 +86,14 @@ def test_a_block_without_an_mlp_of_that_name_is_left_alone() -> None:
     decoder = Decoder(None)
     with computes_only(decoder, PLACES):
         assert not list(decoder.modules())[-1]._forward_hooks
+
+
+def test_other_threads_are_left_alone(tiny_embedder: ExtensibleEmbedder) -> None:
+    ids = torch.arange(32).view(2, 16)
+    expected = tiny_embedder(ids)
+    with (
+        computes_only(tiny_embedder.layers, torch.tensor([3, 15])),
+        ThreadPoolExecutor(1) as other,
+    ):
+        found = other.submit(tiny_embedder, ids).result()
+    assert torch.equal(found, expected)

@@ -9,6 +9,7 @@ Axes: C chunk, L token in chunk, R row, H hidden size.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 def computes_only(decoder: nn.Module, places: Tensor | None) -> Iterator[None]:
     """Makes outputs elsewhere than at `places` meaningless, and cheap; undone on leaving.
 
-    Without places, and in decoders whose last block has no MLP of its own, all are computed.
+    Without places, and in decoders whose last block has no MLP of its own, all are computed. Other
+    threads that run the same decoder meanwhile are left alone.
     """
     mlp = getattr(last_block(decoder), "mlp", None)
     if places is None or mlp is None:
@@ -49,14 +51,19 @@ class _Picked:
 
     def __init__(self, places: Tensor) -> None:
         self.places, self.num_tokens = places, 0
+        self.thread = threading.get_ident()
 
-    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Of every input (C, L, H), the tokens at the places: (C, R, H)."""
+        if threading.get_ident() != self.thread:
+            return None
         self.num_tokens = inputs[0].shape[1]
         return tuple(part[:, self.places] if isinstance(part, Tensor) else part for part in inputs)
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """The output (C, R, H) at its places in zeros (C, L, H)."""
+        if threading.get_ident() != self.thread:
+            return None
         if isinstance(output, tuple):  # some mixtures of experts give their routing with it
             return self.after(module, inputs, output[0]), *output[1:]
         whole = output.new_zeros(len(output), self.num_tokens, output.shape[-1])

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from ..evals.journal import Journal
-from ..evals.lm import Progress, evaluate_lm
+from ..evals.lm import Progress, Yardstick, evaluate_lm
 from ..evals.records import MEAN, LmRecord
 from ..evals.scoring import Bounded, Losses, Setting, compare_recovery
 from ..reader import Reader
@@ -53,18 +53,6 @@ _NOT_SHAPING = (
     "eval_steps",
     "eval_instances",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Yardstick:
-    """What every variant is measured with; see `evaluate_lm`."""
-
-    data: Sequence[Path]
-    scale_factors: Sequence[int] = (4, 16)
-    context_tokens: int = 1024
-    target_tokens: int = 256
-    num_targets: int = 8
-    seed: int = 0
 
 
 class Unwatched(TrainerCallback):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..evals.markdown import markdown_table
 from ..evals.records import MEAN
 
 
@@ -81,6 +82,4 @@ def _interval(value: float | None, low: float | None, high: float | None, sign: 
 
 def markdown(records: Sequence[AblationRecord]) -> str:
     """The table in Markdown."""
-    names, rows = table(records)
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(*table(records)) + "\n"

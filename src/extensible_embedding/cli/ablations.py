@@ -13,13 +13,22 @@ import typer
 
 from .compress import check_writable
 from .console import plain_table, progress_bar, quiet_libraries, stderr, stdout
-from .measuring import SeedOption, parse_scale_factors, parts
+from .measuring import (
+    ContextTokensOption,
+    DataOption,
+    MoreFiles,
+    NumTargetsOption,
+    SeedOption,
+    TargetTokensOption,
+    parse_scale_factors,
+    parts,
+)
 from .options import ConfigOption, at_least
 
 if TYPE_CHECKING:
-    from ..bench.ablations import Yardstick
     from ..bench.table import AblationRecord
     from ..bench.variants import Ablation
+    from ..evals.lm import Yardstick
     from ..train.config import TrainConfig
 
 RECORDS, TABLE = "ablations.json", "ablations.md"
@@ -27,18 +36,11 @@ RECORDS, TABLE = "ablations.json", "ablations.md"
 
 def ablations(
     config: ConfigOption,
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            "--data",
-            metavar="FILE...",
-            help="Texts to measure on, a domain each: .parquet files with a column `text`.",
-        ),
-    ],
+    data: DataOption,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder of all runs, records and table.")
     ],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)] = None,
+    more: MoreFiles = None,
     variants: Annotated[
         str,
         typer.Option(
@@ -61,33 +63,9 @@ def ablations(
     k: Annotated[
         str, typer.Option("--k", metavar="N,...", help="Scale factors that are measured.")
     ] = "4,16",
-    context_tokens: Annotated[
-        int,
-        typer.Option(
-            "--context-tokens",
-            metavar="N",
-            help="Length of the context.",
-            callback=at_least(1, "--context-tokens"),
-        ),
-    ] = 1024,
-    target_tokens: Annotated[
-        int,
-        typer.Option(
-            "--target-tokens",
-            metavar="N",
-            help="Tokens predicted after a context.",
-            callback=at_least(1, "--target-tokens"),
-        ),
-    ] = 256,
-    num_targets: Annotated[
-        int,
-        typer.Option(
-            "--num-targets",
-            metavar="N",
-            help="Places measured in each file.",
-            callback=at_least(1, "--num-targets"),
-        ),
-    ] = 8,
+    context_tokens: ContextTokensOption = 1024,
+    target_tokens: TargetTokensOption = 256,
+    num_targets: NumTargetsOption = 8,
     seed: SeedOption = 0,
 ) -> None:
     """Train variants of a configuration on equal budgets and compare what they are worth.
@@ -97,8 +75,8 @@ def ablations(
     records (ablations.json, for `extensible eval report`) and one table (ablations.md), both new
     after every run. Stop it at any time: the same command goes on where it was.
     """
-    from ..bench.ablations import Yardstick
     from ..bench.variants import VARIANTS, choose
+    from ..evals.lm import Yardstick
     from ..train.config import load_config
 
     chosen = VARIANTS if variants == "all" else choose(parts(variants))

@@ -12,9 +12,19 @@ import typer
 from ..errors import InputError
 from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
-from .evaluate import interval
-from .measuring import RecordsOption, SeedOption, parse_scale_factors
-from .options import BUILT_IN, RELEASED, Models, at_least, with_models
+from .measuring import (
+    ContextTokensOption,
+    DataOption,
+    MoreFiles,
+    NumTargetsOption,
+    RecordsOption,
+    SeedOption,
+    TargetTokensOption,
+    check_data,
+    interval,
+    parse_scale_factors,
+)
+from .options import BUILT_IN, RELEASED, Models, with_models
 
 if TYPE_CHECKING:
     from ..evals.compatibility import Compatibility
@@ -34,15 +44,8 @@ def check(
             ".gguf file. It stands before --data.",
         ),
     ],
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            "--data",
-            metavar="FILE...",
-            help="Texts to measure on, a domain each: .parquet files with a column `text`.",
-        ),
-    ],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)] = None,
+    data: DataOption,
+    more: MoreFiles = None,
     own: Annotated[
         str | None,
         typer.Option(
@@ -55,33 +58,9 @@ def check(
     k: Annotated[
         str, typer.Option("--k", metavar="N,...", help="Scale factors of the rows.")
     ] = "4,16",
-    context_tokens: Annotated[
-        int,
-        typer.Option(
-            "--context-tokens",
-            metavar="N",
-            help="Length of the context.",
-            callback=at_least(1, "--context-tokens"),
-        ),
-    ] = 1024,
-    target_tokens: Annotated[
-        int,
-        typer.Option(
-            "--target-tokens",
-            metavar="N",
-            help="Tokens predicted after a context.",
-            callback=at_least(1, "--target-tokens"),
-        ),
-    ] = 256,
-    num_targets: Annotated[
-        int,
-        typer.Option(
-            "--num-targets",
-            metavar="N",
-            help="Places measured in each file.",
-            callback=at_least(1, "--num-targets"),
-        ),
-    ] = 16,
+    context_tokens: ContextTokensOption = 1024,
+    target_tokens: TargetTokensOption = 256,
+    num_targets: NumTargetsOption = 16,
     seed: SeedOption = 0,
     out: RecordsOption = None,
     *,
@@ -131,11 +110,7 @@ class Check:
                 f"READER stands before --data and its files, but the first name is "
                 f"{self.reader!r}; give `extensible check READER --data FILE...`."
             )
-        missing = [file for file in self.data if not file.is_file()]
-        if missing:
-            raise InputError(
-                f"--data names files, but there is no file {str(missing[0])!r}; check the path."
-            )
+        check_data(self.data)
         if not self.scale_factors:
             raise InputError("--k needs scale factors, but none is given; give for example 4,16.")
         if self.out is not None:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..errors import InputError
 from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .measuring import (
     BudgetOption,
+    MoreFiles,
     RecordsOption,
+    check_data,
+    interval,
     journal_of,
     parse_scale_factors,
     parts,
@@ -41,7 +43,7 @@ def cost(
             "ships with the package.",
         ),
     ] = None,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)] = None,
+    more: MoreFiles = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -163,11 +165,7 @@ class CostBenchmark:
         from ..evals.cost_settings import check_settings
 
         check_settings(**self.settings)
-        missing = [file for file in self.data if not file.is_file()]
-        if missing:
-            raise InputError(
-                f"--data names files, but there is no file {str(missing[0])!r}; check the path."
-            )
+        check_data(self.data)
         if self.out is not None:
             check_writable("--json", self.out)
 
@@ -240,7 +238,7 @@ def records_table(records: Sequence[CostRecord]) -> Table:
             f"{record.context_tokens:,}",
             _number(record.rows, ",.0f"),
             _number(record.ttft_s, ".2f"),
-            _interval(record.speedup, record.speedup_low, record.speedup_high),
+            interval(record.speedup, record.speedup_low, record.speedup_high, digits=2),
             _number(record.flop_bound, ".2f"),
             _number(record.new_tokens_per_s, ".1f"),
             _number(record.cache_bytes, ",.1f", 1e6),
@@ -252,9 +250,3 @@ def records_table(records: Sequence[CostRecord]) -> Table:
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, form)
-
-
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..errors import InputError
 from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .group import ExtensibleCommand, summary
 from .measuring import (
     BudgetOption,
+    DataOption,
+    MoreFiles,
+    NumTargetsOption,
     RecordsOption,
     SeedOption,
+    TargetTokensOption,
+    check_data,
+    interval,
     journal_of,
     parse_scale_factors,
     parts,
     positive,
 )
-from .options import AUTO, Models, at_least, with_models
+from .options import AUTO, Models, with_models
 from .questions import qa
 from .report import report
 
@@ -40,15 +45,8 @@ def evaluations() -> None:
 
 @with_models
 def lm(
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            "--data",
-            metavar="FILE...",
-            help="Texts to evaluate on, a domain each: .parquet files with a column `text`.",
-        ),
-    ],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)] = None,
+    data: DataOption,
+    more: MoreFiles = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -74,24 +72,8 @@ def lm(
     context_tokens: Annotated[
         str, typer.Option("--context-tokens", metavar="N,...", help="Lengths of the context.")
     ] = "1024,4096",
-    target_tokens: Annotated[
-        int,
-        typer.Option(
-            "--target-tokens",
-            metavar="N",
-            help="Tokens predicted after a context.",
-            callback=at_least(1, "--target-tokens"),
-        ),
-    ] = 256,
-    num_targets: Annotated[
-        int,
-        typer.Option(
-            "--num-targets",
-            metavar="N",
-            help="Places measured in each file.",
-            callback=at_least(1, "--num-targets"),
-        ),
-    ] = 64,
+    target_tokens: TargetTokensOption = 256,
+    num_targets: NumTargetsOption = 64,
     windows: Annotated[
         str,
         typer.Option(
@@ -162,11 +144,7 @@ class Measurement:
         from ..evals.methods import check_methods
 
         check_methods(self.methods)
-        missing = [file for file in self.data if not file.is_file()]
-        if missing:
-            raise InputError(
-                f"--data names files, but there is no file {str(missing[0])!r}; check the path."
-            )
+        check_data(self.data)
         if self.out is not None:
             check_writable("--json", self.out)
 
@@ -235,12 +213,3 @@ def records_table(records: Sequence[LmRecord]) -> Table:
             versus if windows else recovery,
         )
     return table
-
-
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A figure with its bounds, as far as there are such."""
-    if value is None:
-        return "-"
-    if low is None or high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} [{low:.2f}, {high:.2f}]"

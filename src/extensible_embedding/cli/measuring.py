@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,45 @@ import typer
 
 from ..errors import InputError
 from .group import remember_json
-from .options import AUTO, parse_scale_factor
+from .options import AUTO, at_least, parse_scale_factor
 
+DataOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--data",
+        metavar="FILE...",
+        help="Texts to measure on, a domain each: .parquet files with a column `text`.",
+    ),
+]
+MoreFiles = Annotated[list[Path] | None, typer.Argument(metavar="FILE", hidden=True)]
+"""What a shell makes of `--data *.parquet`: all names but the first stand by themselves."""
+ContextTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--context-tokens",
+        metavar="N",
+        help="Length of the context.",
+        callback=at_least(1, "--context-tokens"),
+    ),
+]
+TargetTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--target-tokens",
+        metavar="N",
+        help="Tokens predicted after a context.",
+        callback=at_least(1, "--target-tokens"),
+    ),
+]
+NumTargetsOption = Annotated[
+    int,
+    typer.Option(
+        "--num-targets",
+        metavar="N",
+        help="Places measured in each file.",
+        callback=at_least(1, "--num-targets"),
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of what is drawn.")]
 BudgetOption = Annotated[
     float | None,
@@ -31,6 +69,23 @@ RecordsOption = Annotated[
         callback=remember_json,
     ),
 ]
+
+
+def check_data(data: Sequence[Path]) -> None:
+    """Raises InputError unless every file is there."""
+    missing = [file for file in data if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"--data names files, but there is no file {str(missing[0])!r}; check the path."
+        )
+
+
+def interval(value: float | None, low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """A figure with its bounds, as far as there are such."""
+    if value is None:
+        return "-"
+    shown = f"{value:.{digits}f}"
+    return shown if low is None or high is None else f"{shown} [{low:.2f}, {high:.2f}]"
 
 
 def parts(text: str) -> list[str]:

@@ -27,7 +27,7 @@ from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, InputError, MismatchError
 from ..reader import Reader
 from .kinship import OWN, Kinship, compare_readers, weight_samples
-from .lm import Progress, evaluate_lm
+from .lm import Progress, Yardstick, evaluate_lm
 from .records import MEAN, LmRecord
 from .scoring import Bounded, Losses, Setting, kept_share
 
@@ -77,15 +77,9 @@ class Compatibility:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is measured on each reader; see `evaluate_lm`."""
+class Plan(Yardstick):
+    """What is measured on each reader, and where it is kept."""
 
-    data: Sequence[Path]
-    scale_factors: Sequence[int] = (4, 16)
-    context_tokens: int = 1024
-    target_tokens: int = 256
-    num_targets: int = 16
-    seed: int = 0
     journals: Path | None = None
     """Folder that keeps every loss, a file for each reader and setting: a check that was stopped
     goes on, and another one with the same embedder does not measure its own reader again."""

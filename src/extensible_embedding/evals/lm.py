@@ -16,6 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,18 @@ DEFAULT_METHODS = ("none", "raw", "extensible")
 
 Progress = Callable[[int, int], None]
 """Called with (targets done, targets in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """What several embedders, or readers, are measured with alike; see `evaluate_lm`."""
+
+    data: Sequence[Path]
+    scale_factors: Sequence[int] = (4, 16)
+    context_tokens: int = 1024
+    target_tokens: int = 256
+    num_targets: int = 16
+    seed: int = 0
 
 
 def evaluate_lm(

@@ -14,6 +14,7 @@ from .._version import __version__
 from ..checkpoint import WEIGHTS
 from ..embedder import ExtensibleEmbedder
 from .lm import Progress, evaluate_lm
+from .markdown import markdown_table
 from .records import MEAN, LmRecord, provenance
 
 _NAMES = {"none": "no context", "raw": "raw context"}
@@ -104,33 +105,24 @@ def _cost_nats(
 def recovery_table(records: Sequence[LmRecord]) -> str:
     """Markdown: recovery with its interval, a row for each k, a column for each domain."""
     domains = list(dict.fromkeys(record.domain for record in records))
-    lines = [
-        "| k | " + " | ".join(domains) + " |",
-        "| --- |" + " --- |" * len(domains),
-    ]
-    for k in sorted({record.k for record in records if record.method == "extensible"}):
-        cells = [_cell(records, domain, k) for domain in domains]
-        lines.append(f"| {k} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    factors = sorted({record.k for record in records if record.method == "extensible"})
+    rows = [[k, *(_cell(records, domain, k) for domain in domains)] for k in factors]
+    return markdown_table(["k", *domains], rows)
 
 
 def loss_table(records: Sequence[LmRecord]) -> str:
     """Markdown: loss in nats per token without context, with rows, with raw context."""
     domains = list(dict.fromkeys(record.domain for record in records))
-    lines = ["| read | " + " | ".join(domains) + " |", "| --- |" + " --- |" * len(domains)]
+    rows = []
     for method, k in dict.fromkeys((record.method, record.k) for record in records):
-        name = (
-            f"rows at k={k}"
-            if method == "extensible"
-            else {"none": "no context"}.get(method, method)
-        )
+        name = f"rows at k={k}" if method == "extensible" else _NAMES.get(method, method)
         cells = [
             f"{record.loss_nats:.3f}"
             for record in records
             if (record.method, record.k) == (method, k)
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return markdown_table(["read", *domains], rows)
 
 
 def _cell(records: Sequence[LmRecord], domain: str, k: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import InputError, StorageError
 from .ablation_figures import ablation_figures
 from .figures import figures
+from .markdown import markdown_table
 from .panels import Row
 from .records import read_records
 
@@ -195,8 +196,7 @@ def _interval(row: Row, value: str, low: str, high: str) -> str:
 def _markdown(tables: Sequence[Mapping[str, Any]]) -> str:
     blocks = []
     for table in tables:
-        lines = [table["names"], ["---"] * len(table["names"]), *table["rows"]]
-        body = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+        body = markdown_table(table["names"], table["rows"])
         blocks.append(f"## {table['title']}\n\n{body}\n")
     return "\n".join(blocks)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...embedder import ExtensibleEmbedder
 from .base import Method, Passage, Reading, room_for_context
 from .cache import RowCache
@@ -34,12 +36,11 @@ class ExtensibleAdaptive(Extensible):
         embedder: ExtensibleEmbedder,
         k: int | None = None,
         *,
-        recent_share: float = 0.5,
-        all_rows: bool = False,
         cache: RowCache | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(embedder, k, recent_share=recent_share, all_rows=all_rows, cache=cache)
         cache = cache or RowCache(embedder)
+        super().__init__(embedder, k, cache=cache, **settings)
         self._for_questions = ExtensibleMixed(embedder, k, cache=cache)
         self._ways: tuple[Method, ...] = (
             Truncate(embedder.reader),

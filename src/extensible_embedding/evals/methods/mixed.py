@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...spans import rank_spans
-from .base import EmbedsReading, Passage, Reading, room_for_context
+from .base import Passage, Reading, raw_reading, room_for_context
 from .rows import Extensible
 
 PIECE_TOKENS = 64
@@ -32,21 +32,12 @@ class ExtensibleMixed(Extensible):
         """Head, rows, spans, recent tokens, tail."""
         context, left = passage.context, room_for_context(passage, room)
         if len(context) <= left:
-            split, k = 0, 1
-            spans = context[:0]
-        else:
-            split = len(context) - int(self.recent_share * left)
-            spans = self._spans(passage, split, int(self.span_share * left))
-            left -= len(context) - split + len(spans)
-            k = self.k or self._smallest_k(split, left)
-        older = context[:split]
-        parts = [
-            self.reader.embed_tokens(passage.head),
-            self._rows(older[self._dropped(split, k, left) :] if split else older, k),
-            self.reader.embed_tokens(torch.cat([spans, context[split:], passage.tail])),
-        ]
-        embeds = torch.cat([part.to(self.reader.device, self.reader.dtype) for part in parts])
-        return EmbedsReading(reader=self.reader, embeds=embeds, k=k)
+            return raw_reading(self.reader, passage, context)
+        split = len(context) - int(self.recent_share * left)
+        spans = self._spans(passage, split, int(self.span_share * left))
+        raw = torch.cat([spans, context[split:]])
+        left -= len(raw)
+        return self._reading(passage, split, self.k or self._smallest_k(split, left), left, raw)
 
     def _spans(self, passage: Passage, split: int, room: int) -> Tensor:
         """The best pieces of the older text that fit, in the order of the text."""
@@ -55,9 +46,3 @@ class ExtensibleMixed(Extensible):
         asking = passage.tail if len(passage.tail) else passage.context[-_QUERY_TOKENS:]
         best = rank_spans(texts, self.reader.decode(asking))[: room // PIECE_TOKENS]
         return torch.cat([*(pieces[number] for number in sorted(best)), passage.context[:0]])
-
-    def _smallest_k(self, num_tokens: int, room: int) -> int:
-        """The smallest k whose rows fit, or the largest there is."""
-        largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
-        fitting = (k for k in range(2, largest) if self._num_rows(num_tokens, k) <= room)
-        return next(fitting, largest)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...downsampling import num_rows
 from ...embedder import ExtensibleEmbedder
 from ...errors import WindowError
-from .base import EmbedsReading, Method, Passage, Reading, room_for_context
+from .base import EmbedsReading, Method, Passage, Reading, raw_reading, room_for_context
 from .cache import RowCache
 
 
@@ -49,31 +49,37 @@ class Extensible(Method):
         """Head, rows, recent tokens, tail."""
         context, left = passage.context, room_for_context(passage, room)
         if len(context) <= left and self.k is None:
-            split, k = 0, 1
-        else:
-            split, k = self._split(len(context), left)
-        older = context[:split]
-        dropped = self._dropped(split, k, left - (len(context) - split))
+            return raw_reading(self.reader, passage, context)
+        split, k = self._split(len(context), left)
+        return self._reading(passage, split, k, left - (len(context) - split), context[split:])
+
+    def _reading(
+        self, passage: Passage, split: int, k: int, room: int, raw: Tensor
+    ) -> EmbedsReading:
+        """Head, rows of what stands before `split`, as far as they fit, raw tokens, tail."""
+        dropped = self._dropped(split, k, room)
         parts = [
             self.reader.embed_tokens(passage.head),
-            self._rows(older[dropped:], k),
-            self.reader.embed_tokens(torch.cat([context[split:], passage.tail])),
+            self._rows(passage.context[dropped:split], k),
+            self.reader.embed_tokens(torch.cat([raw, passage.tail])),
         ]
         embeds = torch.cat([part.to(self.reader.device, self.reader.dtype) for part in parts])
         return EmbedsReading(reader=self.reader, embeds=embeds, k=k)
 
     def _split(self, num_tokens: int, room: int) -> tuple[int, int]:
         """Where the raw part begins, and k."""
-        largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
         recent = int(self.recent_share * room)
-        if self.k is not None:
-            if not self.all_rows and self._num_rows(num_tokens, self.k) > room:
-                return num_tokens - recent, self.k
-            return self._latest_split(num_tokens, room, self.k), self.k
-        for k in range(2, largest + 1):
-            if self._num_rows(num_tokens - recent, k) <= room - recent:
-                return num_tokens - recent, k
-        return num_tokens - recent, largest
+        if self.k is None:
+            return num_tokens - recent, self._smallest_k(num_tokens - recent, room - recent)
+        if not self.all_rows and self._num_rows(num_tokens, self.k) > room:
+            return num_tokens - recent, self.k
+        return self._latest_split(num_tokens, room, self.k), self.k
+
+    def _smallest_k(self, num_tokens: int, room: int) -> int:
+        """The smallest k whose rows fit, or the largest there is."""
+        largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
+        fitting = (k for k in range(2, largest) if self._num_rows(num_tokens, k) <= room)
+        return next(fitting, largest)
 
     def _latest_split(self, num_tokens: int, room: int, k: int) -> int:
         """The smallest older part whose rows leave room for the rest, raw."""

@@ -1,0 +1,11 @@
+"""Names and cells -> a table in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def markdown_table(names: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A line for the names, one below it, one for each row; no line end at the end."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
