@@ -224,7 +224,7 @@ def test_two_streams_equal_one_pass_a_chunk(
 @pytest.mark.parametrize("name", SLIDING)
 def test_the_sliding_window_matters(name: str) -> None:
     reader = Reader(AutoModelForCausalLM.from_config(tiny_config(name)), byte_tokenizer())
-    layout = Layout(num_head=1, num_chunks=3, chunk_tokens=16, rows_per_chunk=4)
+    layout = Layout.of_chunks(num_head=1, num_chunks=3, chunk_tokens=16, rows_per_chunk=4)
     masks = dense_masks(reader, layout)
     mask = masks["sliding_attention"] if isinstance(masks, dict) else masks
     assert not can_split(reader)

@@ -114,6 +114,8 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "output_dir": ["", None, 3],
     "data": [[], [""], "a.parquet", [7], None],
     "data_weights": [[], [NAN], [INFINITY], [-1.0], [0.0], [0.5, 0.5], 1.0],
+    "questions": [[], [""], "a.jsonl", [3]],
+    "question_share": [0, -0.5, 1.5, "half", NAN],
     "cache_dir": ["", 3],
     "reader": ["", None],
     "init_from": ["", 3],
@@ -178,7 +180,7 @@ def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
         load_config(written(tmp_path, text))
 
 
-@pytest.mark.parametrize("key", ["data", "eval_data"])
+@pytest.mark.parametrize("key", ["data", "questions", "eval_data"])
 def test_missing_data_are_refused(tmp_path: Path, key: str) -> None:
     good = written(tmp_path, "text")
     values = {"output_dir": str(tmp_path / "run"), "data": [str(good)]}

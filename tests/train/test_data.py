@@ -17,11 +17,11 @@ from extensible_embedding.errors import ConfigError, InputError
 from extensible_embedding.train.data import (
     Instances,
     TokenFile,
-    collate,
     default_cache,
     read_texts,
     tokenize_file,
 )
+from extensible_embedding.train.questions import collate
 
 DOCUMENTS = ["one " * 30, "two two " * 40, "short", "three. " * 50]
 SHAPES: dict[str, Any] = {

@@ -129,7 +129,7 @@ def test_evaluation_before_training_changes_nothing(tiny_embedder: ExtensibleEmb
 def test_the_readers_attention_is_put_back(tiny_embedder: ExtensibleEmbedder) -> None:
     reader = tiny_embedder.reader
     before = reader.model.config._attn_implementation
-    layout = Layout(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
+    layout = Layout.of_chunks(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
 
     def fail() -> None:
         with two_stream_attention(reader, layout, split=True):
@@ -145,7 +145,7 @@ def test_the_readers_attention_is_put_back(tiny_embedder: ExtensibleEmbedder) ->
 @pytest.mark.parametrize("shape", [(1, 2, 16, 4), (2, 4, 7, 2), (1, 3, 5, 5)])
 def test_fused_and_plain_attention_agree(shape: tuple[int, int, int, int]) -> None:
     num_batch, num_chunks, chunk_tokens, rows = shape
-    layout = Layout(
+    layout = Layout.of_chunks(
         num_head=1, num_chunks=num_chunks, chunk_tokens=chunk_tokens, rows_per_chunk=rows
     )
     length = len(layout.positions())
@@ -162,7 +162,7 @@ def test_fused_and_plain_attention_agree(shape: tuple[int, int, int, int]) -> No
 
 def test_other_devices_use_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device "meta", which has shapes and no values."""
-    layout = Layout(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
+    layout = Layout.of_chunks(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
     monkeypatch.setattr(attention, "_ACTIVE", [layout])
     used = []
     for name in ("plain_attention", "fused_attention"):
@@ -174,7 +174,7 @@ def test_other_devices_use_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_few_masks_are_kept() -> None:
-    for cache in (attention._prefix_bias, attention._chunk_bias, attention._allowed):
+    for cache in (attention._prefix_bias, attention._block_bias, attention._allowed):
         assert (cache.cache_info().maxsize or 99) <= 4
 
 
@@ -195,7 +195,7 @@ def test_the_models_own_logits_pass(tiny_reader: Reader, dtype: torch.dtype) -> 
 
 
 def test_layout_of_two_streams() -> None:
-    layout = Layout(num_head=1, num_chunks=3, chunk_tokens=2, rows_per_chunk=2)
+    layout = Layout.of_chunks(num_head=1, num_chunks=3, chunk_tokens=2, rows_per_chunk=2)
     assert layout.positions().tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]
     assert layout.allowed().int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -212,7 +212,7 @@ def test_layout_of_two_streams() -> None:
 
 def test_each_token_is_predicted_where_it_is_next(tiny_reader: Reader) -> None:
     """Hidden states that hold their own next token's embedding predict it best there."""
-    layout = Layout(num_head=1, num_chunks=3, chunk_tokens=4, rows_per_chunk=2)
+    layout = Layout.of_chunks(num_head=1, num_chunks=3, chunk_tokens=4, rows_per_chunk=2)
     targets = torch.arange(8).view(1, 2, 4)
     hidden = torch.zeros(1, 13, 32)
     head = tiny_reader.model.get_output_embeddings().weight
@@ -227,6 +227,6 @@ def test_other_kinds_of_layers_are_refused(tiny_reader: Reader) -> None:
     model = copy.deepcopy(tiny_reader.model)
     model.config.layer_types = ["full_attention", "linear_attention"] * 2
     reader = Reader(model, tiny_reader.tokenizer, name="mixed")
-    layout = Layout(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
+    layout = Layout.of_chunks(num_head=1, num_chunks=2, chunk_tokens=4, rows_per_chunk=2)
     with pytest.raises(InputError, match="'mixed' has linear_attention"):
         dense_masks(reader, layout)

@@ -1,16 +1,19 @@
-"""Which place sees which in a two-stream sequence, and attention that computes little else.
+"""Which place sees which in a training sequence, and attention that computes little else.
 
 In: a reader and a `Layout`. Out: the reader attends over
 
-    [head][rows of chunks 1..N-1][chunks 2..N raw]
+    [head][rows of chunks 1..N-1][chunks 2..N raw]        two streams
+    [head][rows of the context][question and answer] ...  questions on one context
 
-in which rows see the head and the rows before them; a raw token sees the head, the rows of earlier
-chunks and its own chunk so far. Chunk i continues at the position after the rows of chunks < i.
-Attention is split accordingly (`split_attention`). Readers with attention of their own (sliding
-windows, soft caps, sinks) get the same thing as dense masks. Knows nothing of losses.
+that is, over a prefix of head and rows and over blocks of raw tokens. Rows see the head and the
+rows before them; a raw token sees as much of the prefix as its block may (of two streams: the head
+and the rows of earlier chunks) and its own block so far. A block continues at the position after
+the last row that it sees. Attention is split accordingly (`split_attention`). Readers with
+attention of their own (sliding windows, soft caps, sinks) get the same thing as dense masks. Knows
+nothing of losses.
 
-Axes: B instance, N chunk (the raw ones: chunks 2..N), L token in chunk, P prefix (head and rows),
-S sequence, G query heads of a key head, D head size.
+Axes: B instance, N block, L token in block, P prefix (head and rows), S sequence, G query heads of
+a key head, D head size.
 Paper: arXiv 2402.11577, two-stream auto-regression.
 """
 
@@ -34,39 +37,43 @@ SPLIT_ATTENTION = "extensible_split"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where head, rows and raw chunks stand in the sequence."""
+    """Where the prefix (head and rows) and the blocks of raw tokens stand in the sequence."""
 
-    num_head: int
-    num_chunks: int
-    chunk_tokens: int
-    rows_per_chunk: int
+    num_prefix: int
+    """Places of head and rows."""
+    seen: tuple[int, ...]
+    """Places of the prefix that each block sees, (N,); the block goes on after the last of them."""
+    block_tokens: int
+    """Tokens of a block (L)."""
+
+    @classmethod
+    def of_chunks(
+        cls, *, num_head: int, num_chunks: int, chunk_tokens: int, rows_per_chunk: int
+    ) -> Layout:
+        """Two streams: chunks 2..N are the blocks, each sees the rows of the chunks before it."""
+        ends = tuple(num_head + number * rows_per_chunk for number in range(1, num_chunks))
+        return cls(num_prefix=ends[-1], seen=ends, block_tokens=chunk_tokens)
 
     @property
-    def num_prefix(self) -> int:
-        """Head and rows."""
-        return self.num_head + (self.num_chunks - 1) * self.rows_per_chunk
-
-    def rows_seen(self, chunk: int) -> int:
-        """Prefix that raw chunk `chunk` (0 is the second of the instance) sees."""
-        return self.num_head + (chunk + 1) * self.rows_per_chunk
+    def shape(self) -> tuple[int, int]:
+        """Blocks and tokens of one: (N, L)."""
+        return len(self.seen), self.block_tokens
 
     def positions(self) -> Tensor:
         """Position of every place in the sequence, (S,)."""
-        raw = [
-            torch.arange(self.chunk_tokens) + self.rows_seen(chunk)
-            for chunk in range(self.num_chunks - 1)
-        ]
+        raw = [torch.arange(self.block_tokens) + seen for seen in self.seen]
         return torch.cat([torch.arange(self.num_prefix), *raw])
 
     def allowed(self) -> Tensor:
         """Which place (query) sees which (key), boolean (S, S)."""
-        chunk_of = torch.arange(self.num_chunks - 1).repeat_interleave(self.chunk_tokens)
-        seen = torch.tensor([self.rows_seen(chunk) for chunk in range(self.num_chunks - 1)])
-        order = torch.arange(len(chunk_of))
-        raw_raw = (chunk_of[:, None] == chunk_of[None]) & (order[:, None] >= order[None])
-        raw_prefix = torch.arange(self.num_prefix)[None] < seen[chunk_of][:, None]
+        block_of = torch.arange(len(self.seen)).repeat_interleave(self.block_tokens)
+        order = torch.arange(len(block_of))
+        raw_raw = (block_of[:, None] == block_of[None]) & (order[:, None] >= order[None])
+        raw_prefix = (
+            torch.arange(self.num_prefix)[None] < torch.tensor(self.seen)[block_of][:, None]
+        )
         prefix = torch.ones(self.num_prefix, self.num_prefix, dtype=torch.bool).tril()
-        no_raw = torch.zeros(self.num_prefix, len(chunk_of), dtype=torch.bool)
+        no_raw = torch.zeros(self.num_prefix, len(block_of), dtype=torch.bool)
         return torch.cat([torch.cat([prefix, no_raw], 1), torch.cat([raw_prefix, raw_raw], 1)])
 
 
@@ -188,7 +195,7 @@ def fused_attention(
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout
 ) -> Tensor:
-    """Attention (B, heads, S, D): the prefix on itself, each raw chunk on prefix and itself.
+    """Attention (B, heads, S, D): the prefix on itself, each block on prefix and itself.
 
     The query heads that share a key head are folded into the query length, so that keys and values
     are never copied for them. Arguments as of `split_attention`.
@@ -202,7 +209,7 @@ def plain_attention(
     )
     outputs = [
         _prefix_attention(first, keys, values, layout),
-        _chunk_attention(raw, keys, values, raw_keys, raw_values, layout),
+        _block_attention(raw, keys, values, raw_keys, raw_values, layout),
     ]
     return torch.cat(outputs, dim=3).flatten(1, 2)
 
@@ -216,7 +223,7 @@ def _prefix_attention(query: Tensor, keys: Tensor, values: Tensor, layout: Layou
     return output
 
 
-def _chunk_attention(
+def _block_attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -224,7 +231,7 @@ def _chunk_attention(
     raw_values: Tensor,
     layout: Layout,
 ) -> Tensor:
-    """Attention of the raw chunks, all at once: (B, key heads, G, N * L, D).
+    """Attention of the blocks, all at once: (B, key heads, G, N * L, D).
 
     Args:
         query: (B, key heads, G, N * L, D).
@@ -234,17 +241,17 @@ def _chunk_attention(
         raw_values: as raw_keys.
         layout: of the sequence.
     """
-    shape = (layout.num_chunks - 1, layout.chunk_tokens)
-    chunks = query.unflatten(3, shape).transpose(2, 3)  # (B, key heads, N, G, L, D)
-    group = chunks.shape[3]
-    flat = chunks.flatten(3, 4)  # (B, key heads, N, G * L, D)
+    shape = layout.shape
+    blocks = query.unflatten(3, shape).transpose(2, 3)  # (B, key heads, N, G, L, D)
+    group = blocks.shape[3]
+    flat = blocks.flatten(3, 4)  # (B, key heads, N, G * L, D)
     own_keys, own_values = raw_keys.unflatten(2, shape), raw_values.unflatten(2, shape)
     on_prefix = (flat.flatten(2, 3) @ keys.transpose(-1, -2)).unflatten(2, flat.shape[2:4])
     scores = torch.cat([on_prefix, flat @ own_keys.transpose(-1, -2)], dim=-1)
-    bias = _chunk_bias(layout, query.dtype, query.device)
+    bias = _block_bias(layout, query.dtype, query.device)
     _add(scores.unflatten(3, (group, -1)), bias[:, None])
     weights = torch.softmax(scores, dim=-1)  # (B, key heads, N, G * L, P + L)
-    of_prefix, of_own = weights.split([layout.num_prefix, layout.chunk_tokens], dim=-1)
+    of_prefix, of_own = weights.split([layout.num_prefix, layout.block_tokens], dim=-1)
     output = (of_prefix.flatten(2, 3) @ values).unflatten(2, flat.shape[2:4])
     output = output + of_own @ own_values  # (B, key heads, N, G * L, D)
     unfolded: Tensor = output.unflatten(3, (group, -1)).transpose(2, 3).flatten(3, 4)
@@ -267,17 +274,17 @@ def _prefix_bias(layout: Layout, dtype: torch.dtype, device: torch.device) -> Te
 
 
 @lru_cache(maxsize=2)
-def _chunk_bias(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask (N, L, P + L) of every raw chunk on the prefix and itself."""
-    length, num_raw = layout.chunk_tokens, layout.num_chunks - 1
+def _block_bias(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask (N, L, P + L) of every block on the prefix and itself."""
+    num_blocks, length = layout.shape
     with torch.inference_mode(False):
-        seen = torch.tensor([layout.rows_seen(chunk) for chunk in range(num_raw)])
+        seen = torch.tensor(layout.seen)
         prefix = torch.arange(layout.num_prefix) < seen[:, None]  # (N, P)
         own = torch.ones(length, length, dtype=torch.bool).tril()
         allowed = torch.cat(
             [
                 prefix[:, None].expand(-1, length, -1),
-                own[None].expand(num_raw, -1, -1),
+                own[None].expand(num_blocks, -1, -1),
             ],
             dim=-1,
         )

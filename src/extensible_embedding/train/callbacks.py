@@ -13,9 +13,10 @@ from transformers import TrainerCallback
 
 from ..embedder import ExtensibleEmbedder
 from .config import TrainConfig
-from .data import Instances
+from .questions import Mixed
 
-RECORD_KEYS = ("tokens", "steps")
+RECORD_KEYS = ("tokens", "steps", "answer_tokens")
+"""Tokens that were predicted, optimizer steps, and how many of the tokens were of answers."""
 
 
 class TokenCounter(TrainerCallback):
@@ -24,7 +25,7 @@ class TokenCounter(TrainerCallback):
     def __init__(
         self,
         embedder: ExtensibleEmbedder,
-        instances: Instances,
+        instances: Mixed,
         config: TrainConfig,
         num_processes: int = 1,
     ) -> None:
@@ -32,11 +33,11 @@ class TokenCounter(TrainerCallback):
         self.per_step = config.batch_size * config.gradient_accumulation_steps * num_processes
         self.before = {key: embedder.training_record.get(key, 0) for key in RECORD_KEYS}
         self.start = 0.0
-        self.tokens = self.counted = self.first = 0
+        self.tokens = self.answer_tokens = self.counted = self.first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.monotonic()
-        self.counted = self.tokens = 0
+        self.counted = self.tokens = self.answer_tokens = 0
         self._record(state.global_step)
         self.first = self.tokens
 
@@ -52,12 +53,12 @@ class TokenCounter(TrainerCallback):
     def _record(self, steps: int) -> None:
         """Counts the instances up to this step; their shapes are drawn again, not stored."""
         while self.counted < steps * self.per_step:
-            self.tokens += self.instances.shape(self.counted).num_predicted(self.one_stream)
+            tokens, of_answers = self.instances.num_predicted(self.counted, self.one_stream)
+            self.tokens, self.answer_tokens = self.tokens + tokens, self.answer_tokens + of_answers
             self.counted += 1
-        record: dict[str, Any] = dict(self.embedder.training_record)
-        record["tokens"] = int(self.before["tokens"]) + self.tokens  # type: ignore[call-overload]
-        record["steps"] = int(self.before["steps"]) + steps  # type: ignore[call-overload]
-        self.embedder.training_record = record
+        new = {"tokens": self.tokens, "steps": steps, "answer_tokens": self.answer_tokens}
+        total = {key: int(self.before[key]) + new[key] for key in RECORD_KEYS}  # type: ignore[call-overload]
+        self.embedder.training_record = {**self.embedder.training_record, **total}
 
 
 class Pace(TrainerCallback):

@@ -31,6 +31,8 @@ _SHAPING = (
     "seed",
     "data",
     "data_weights",
+    "questions",
+    "question_share",
     "init_from",
     "scale_factors",
     "instance_tokens",

@@ -29,6 +29,11 @@ class TrainConfig:
     """Training files: parquet or JSONL with a field `text`, or UTF-8 text."""
     data_weights: list[float] | None = None
     """Share of instances from each file; by default equal."""
+    questions: list[str] | None = None
+    """Files of questions for the second stage: parquet or JSONL with the fields `context`,
+    `question` and `answers`; a context is at most as long as the reader's window."""
+    question_share: float = 0.5
+    """Share of batches that are questions, if there are any; the others are text."""
     cache_dir: str | None = None
     """Folder of token caches; by default in the user's cache folder."""
     reader: str = "default"
@@ -147,6 +152,8 @@ RANGES: dict[str, Range] = {
     "output_dir": _TEXT,
     "data": _FILES,
     "data_weights": _or_null((_SHARES[0], lambda value: _SHARES[1](value) and sum(value) > 0)),
+    "questions": _or_null(_FILES),
+    "question_share": _number("a number above 0, 1 at most", lambda value: 0 < value <= 1),
     "cache_dir": _or_null(_TEXT),
     "reader": _TEXT,
     "init_from": _or_null(_TEXT),
@@ -188,8 +195,8 @@ def check_files(config: TrainConfig) -> None:
         InputError: a file of `data` or `eval_data` is missing.
         ConfigError: `output_dir`, or a folder above it, is a file.
     """
-    for name, paths in (("data", config.data), ("eval_data", config.eval_data or [])):
-        for path in paths:
+    for name in ("data", "questions", "eval_data"):
+        for path in getattr(config, name) or []:
             if not Path(path).is_file():
                 raise InputError(f"Training data are files, but {path!r} is none; check `{name}`.")
     folder = Path(config.output_dir)

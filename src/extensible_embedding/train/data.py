@@ -98,7 +98,7 @@ def _text(value: object, place: str) -> Iterator[str]:
 
 def tokenize_file(path: Path, reader: Reader, cache: Path, report: Report | None) -> TokenFile:
     """Token ids of a file, from the cache if the same file and tokenizer were seen before."""
-    folder = cache / _cache_key(path, reader)
+    folder = cache / cache_key(path, reader)
     if not (folder / "starts.npy").is_file():
         with whole_folder(folder) as temporary:
             starts = [0]
@@ -117,7 +117,8 @@ def tokenize_file(path: Path, reader: Reader, cache: Path, report: Report | None
     return TokenFile(name=path.stem, token_ids=ids_map, starts=starts_array)
 
 
-def _cache_key(path: Path, reader: Reader) -> str:
+def cache_key(path: Path, reader: Reader, purpose: str = "") -> str:
+    """Name of the cache folder of a file: another file, tokenizer or purpose has another."""
     if not path.is_file():
         raise InputError(f"Training data are files, but {str(path)!r} is none; check `data`.")
     state = path.stat()
@@ -126,7 +127,7 @@ def _cache_key(path: Path, reader: Reader) -> str:
     )
     spelled_out = "".join(map(str, reader.tokenizer.all_special_tokens))
     probe = reader.encode(f"Extensible embedding, 2024: 7,342 rows?\n{spelled_out}").tolist()
-    text = f"{path.name} {state.st_size} {state.st_mtime_ns} {vocabulary} {probe}"
+    text = f"{path.name} {state.st_size} {state.st_mtime_ns} {vocabulary} {probe}{purpose}"
     return f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -222,14 +223,6 @@ def _draw(
     document = int(rng.choice(len(documents), p=rooms / rooms.sum()))
     start = int(file.starts[documents[document]]) + int(rng.integers(rooms[document]))
     return torch.from_numpy(file.token_ids[start : start + length].astype(np.int64))
-
-
-def collate(instances: Sequence[Instance]) -> dict[str, object]:
-    """One batch: token ids (B, N, L) and the scale factor that all share."""
-    return {
-        "token_ids": torch.stack([instance.token_ids for instance in instances]),
-        "k": instances[0].k,
-    }
 
 
 def default_cache() -> Path:

@@ -33,8 +33,9 @@ from .checkpoints import (
     whole_checkpoint,
 )
 from .config import TrainConfig, check_files
-from .data import Instances, Report, collate, default_cache, tokenize_file
+from .data import Instances, Report, default_cache, tokenize_file
 from .optimizer import make_optimizer, make_schedule, set_rates
+from .questions import Mixed, Questions, collate, tokenize_questions
 from .speed import check_compiler, compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
 
@@ -177,6 +178,25 @@ def instances(
     )
 
 
+def with_questions(
+    config: TrainConfig, texts: Instances, reader: Reader, report: Report | None = None
+) -> Mixed:
+    """Training instances, mixed with the questions that the configuration has."""
+    if config.questions is None:
+        return Mixed(texts, None, 0.0)
+    cache = Path(config.cache_dir) if config.cache_dir else default_cache()
+    with processes(reader.device).local_main_process_first():
+        paths = [Path(path) for path in config.questions]
+        files = [tokenize_questions(path, reader, cache, report) for path in paths]
+    questions = Questions(
+        files,
+        scale_factors=config.scale_factors,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return Mixed(texts, questions, config.question_share)
+
+
 def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
     """Transformers' arguments for the configuration."""
     bf16 = config.bf16
@@ -259,7 +279,8 @@ def make_trainer(
 ) -> TwoStreamTrainer:
     """The trainer of a run, with its data tokenised."""
     reader = embedder.reader
-    training = instances(config, reader, report=report)
+    texts = instances(config, reader, report=report)
+    training = with_questions(config, texts, reader, report)
     counter = TokenCounter(embedder, training, config, processes(reader.device).num_processes)
     return TwoStreamTrainer(
         model=TwoStreamModel(embedder, one_stream=config.one_stream),

@@ -2,19 +2,23 @@
 
 In: instances of N chunks of L token ids, a scale factor k. Out: the mean loss in nats. One reader
 pass gives all losses of an instance; which place sees which is the business of `attention`. For
-the paper's ablation there is one stream as well: the loss of chunk N alone.
+the paper's ablation there is one stream as well: the loss of chunk N alone. In the second stage,
+documents come instead: the loss of the answers to questions that follow the rows of a context.
 
-Axes: B instance, N chunk, L token in chunk, R row, S sequence, H hidden size, T predicted token.
+Axes: B instance, N chunk, L token in chunk, R row, S sequence, H hidden size, T predicted token,
+Q question (a block of L tokens).
 Paper: arXiv 2402.11577, two-stream auto-regression.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..chunks import chunk_batches
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from ..prompt import language_head
@@ -38,36 +42,73 @@ class TwoStreamModel(nn.Module):
         self.register_buffer("head_ids", language_head(reader), persistent=False)
         check_logits(reader)
 
-    def forward(self, token_ids: Tensor, k: int) -> dict[str, Tensor]:
-        """Mean loss in nats over the tokens of chunks 2..N, or of chunk N with one stream.
+    def forward(
+        self,
+        token_ids: Tensor | None = None,
+        k: int = 1,
+        documents: Sequence[Mapping[str, Tensor]] = (),
+    ) -> dict[str, Tensor]:
+        """Mean loss in nats of a batch of instances, or of documents with questions.
 
         Args:
-            token_ids: (B, N, L).
+            token_ids: instances (B, N, L): the loss is that of chunks 2..N, or with one stream of
+                chunk N; None if there are documents.
             k: scale factor, the same for the whole batch.
+            documents: fields of `questions.Document`: the loss is that of the answers.
 
         Returns:
             `loss`, a scalar.
         """
+        if token_ids is not None:
+            return {"loss": self._text_loss(token_ids, k)}
+        return {"loss": self._answer_loss(documents, k)}
+
+    def _text_loss(self, token_ids: Tensor, k: int) -> Tensor:
         num_batch, num_chunks, chunk_tokens = token_ids.shape
         rows = self.embedder.rows(token_ids[:, :-1].flatten(0, 1), k)  # (B * (N - 1), R, H)
         rows = rows.unflatten(0, (num_batch, num_chunks - 1))
         targets = token_ids[:, 1:]  # (B, N - 1, L)
         if self.one_stream:  # as of two chunks, the first of which has all of the rows
             rows, targets = rows.flatten(1, 2)[:, None], targets[:, -1:]
-        layout = Layout(
+        layout = Layout.of_chunks(
             num_head=len(self.head_ids),  # type: ignore[arg-type]
             num_chunks=rows.shape[1] + 1,
             chunk_tokens=chunk_tokens,
             rows_per_chunk=rows.shape[2],
         )
-        rows = rows.flatten(1, 2)
-        hidden = self._read(rows, targets, layout)
-        return {"loss": chunk_loss(self.embedder.reader, hidden, targets, layout)}
+        hidden = self._read(self.head_ids, rows.flatten(1, 2), targets, layout)  # type: ignore[arg-type]
+        return chunk_loss(self.embedder.reader, hidden, targets, layout)
 
-    def _read(self, rows: Tensor, targets: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states (B, S, H) of the reader over the two streams."""
+    def _answer_loss(self, documents: Sequence[Mapping[str, Tensor]], k: int) -> Tensor:
+        """Mean loss over the answers' tokens of all documents."""
+        hidden, labels = zip(*(self._answer_places(each, k) for each in documents), strict=True)
+        loss: Tensor = FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            torch.cat(hidden), torch.cat(labels), self.embedder.reader
+        )
+        return loss
+
+    def _answer_places(self, document: Mapping[str, Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """Hidden states (T, H) that predict the answers' tokens, and these (T,)."""
+        blocks, answers = document["blocks"], document["answers"]  # (Q, L)
+        rows = self._context_rows(document["context"], k)
+        num_prefix = len(document["head"]) + len(rows)
+        layout = Layout(
+            num_prefix=num_prefix, seen=(num_prefix,) * len(blocks), block_tokens=blocks.shape[1]
+        )
+        hidden = self._read(document["head"], rows[None], blocks[None], layout)[0]
+        places = num_prefix + answers.flatten().nonzero()[:, 0] - 1
+        return hidden[places], blocks[answers]
+
+    def _context_rows(self, context: Tensor, k: int) -> Tensor:
+        """Rows (R, H) of a context (n,), in chunks as `compress` cuts them, with gradients."""
+        length = self.embedder.config.chunk_tokens
+        batches = chunk_batches(context, length, max(1, len(context) // length))
+        return torch.cat([self.embedder.rows(batch, k).flatten(0, 1) for batch in batches])
+
+    def _read(self, head_ids: Tensor, rows: Tensor, targets: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states (B, S, H) of the reader over head, rows (B, R, H) and blocks."""
         reader = self.embedder.reader
-        head = reader.embed_tokens(self.head_ids).expand(len(rows), -1, -1)  # type: ignore[arg-type]
+        head = reader.embed_tokens(head_ids).expand(len(rows), -1, -1)
         raw = reader.embed_tokens(targets.flatten(1))
         embeds = torch.cat([head, rows.to(head.dtype), raw], dim=1)
         positions = layout.positions().to(embeds.device)[None]
@@ -114,7 +155,7 @@ def chunk_loss(reader: Reader, hidden: Tensor, targets: Tensor, layout: Layout) 
         targets: (B, N - 1, L).
         layout: of the sequence.
     """
-    starts = torch.tensor([layout.rows_seen(i) - 1 for i in range(layout.num_chunks - 1)])
+    starts = torch.tensor(layout.seen) - 1
     raw = torch.arange(targets.shape[1] * targets.shape[2]).view(targets.shape[1:])
     places = torch.cat([starts[:, None], raw[:, :-1] + layout.num_prefix], dim=1)
     picked = hidden[:, places.flatten().to(hidden.device)].flatten(0, 1)  # (B * (N - 1) * L, H)
