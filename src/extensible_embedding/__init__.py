@@ -7,6 +7,7 @@ The modules are the pipeline, in order:
     embedder     chunks -> outputs, one for every token
     downsampling outputs -> rows, one for every k tokens
     context      rows with their provenance
+    store        contexts that last: a folder of them, by name
     stream       a context that grows
     prompt       [head][rows][tail], and the choice of k
     reader       the frozen language model
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from .prompt import Prompt
     from .reader import Reader
     from .released import released_embedder
+    from .store.store import ContextStore
+    from .store.stored import StoredContext
     from .stream import ContextStream
     from .text import Document, read_document
 
@@ -51,6 +54,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Context",
+    "ContextStore",
     "ContextStream",
     "Document",
     "EmbedderConfig",
@@ -62,6 +66,7 @@ __all__ = [
     "Prompt",
     "Reader",
     "StorageError",
+    "StoredContext",
     "WindowError",
     "__version__",
     "read_document",
@@ -72,12 +77,14 @@ _MODULES = {
     "Answer": "answer",
     "AnswerStream": "answer",
     "Context": "context",
+    "ContextStore": "store.store",
     "ContextStream": "stream",
     "Document": "text",
     "EmbedderConfig": "embedder",
     "ExtensibleEmbedder": "embedder",
     "Prompt": "prompt",
     "Reader": "reader",
+    "StoredContext": "store.stored",
     "read_document": "text",
     "released_embedder": "released",
 }

@@ -225,6 +225,12 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             outputs = self(chunks)
         return [output[: end - start] for output, (start, end) in zip(outputs, spans, strict=True)]
 
+    @torch.inference_mode()
+    def chunk_rows(self, chunks: Tensor, k: int) -> Tensor:
+        """Rows (C * R, H) of equally long chunks (C, L), also of chunks shorter than k."""
+        with self._reader_dtype():
+            return self._batch_rows(chunks.to(self.reader.device), k)
+
     def _reader_dtype(self) -> torch.autocast:
         dtype = self.reader.dtype
         half = dtype in (torch.bfloat16, torch.float16)

@@ -58,9 +58,9 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         filled = True
         _apply_umask(temporary)
         _check_replaceable(target, temporary)
-        _flush(*temporary.iterdir(), temporary)
+        flush(*temporary.iterdir(), temporary)
         _replace(temporary, target)
-        _flush(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and not filled and error.errno not in _DISK_FAULTS:
             raise  # of what fills the folder, such as a download
@@ -95,7 +95,7 @@ def _check_replaceable(target: Path, temporary: Path) -> None:
         )
 
 
-def _flush(*paths: Path) -> None:
+def flush(*paths: Path) -> None:
     """Has the disk hold these files and folders before the rename, whatever happens to power."""
     for path in paths:
         is_folder = path.is_dir()

@@ -137,6 +137,14 @@ class Reader(AnswerMixin):
         shape_digits = hashlib.sha256(shape).hexdigest()[:4]
         return f"{digest.hexdigest()[:HASH_DIGITS]}-{shape_digits}-{_sketch(table, unit)}"
 
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Tells tokenizers apart: a hash of the vocabulary and of how a probe is split."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        probe = self.encode("Extensible embedding, 2024: 7,342 rows?\n\tdef f(x): return  x\n")
+        digest = hashlib.sha256(repr((vocabulary, probe.tolist())).encode(errors="replace"))
+        return digest.hexdigest()[:HASH_DIGITS]
+
     def is_same(self, fingerprint: str) -> bool:
         """Whether a fingerprint is this reader's, in whatever dtype either was loaded.
 
@@ -182,6 +190,34 @@ class Reader(AnswerMixin):
             verbose=False,
         )["input_ids"]
         return torch.tensor(ids, dtype=torch.long)
+
+    def encode_spans(self, text: str) -> tuple[Tensor, Tensor]:
+        """Token ids (n,) of a text, and the offset in its UTF-8 bytes after each token (n,).
+
+        A token that ends inside of a character has the offset after it.
+
+        Raises:
+            InputError: the text holds half of a character, or the tokenizer gives no offsets.
+        """
+        check_text(text)
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"Places in a text need a tokenizer that gives offsets (a `fast` one), but "
+                f"{self.name!r} has {type(self.tokenizer).__name__}; use another reader."
+            )
+        found = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ends = np.array([end for _, end in found["offset_mapping"]], dtype=np.int64)
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        sizes = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
+        byte_ends = np.concatenate([[0], np.cumsum(sizes)])[ends]
+        ids = torch.tensor(found["input_ids"], dtype=torch.long)
+        return ids, torch.from_numpy(np.maximum.accumulate(byte_ends))
 
     def decode(self, token_ids: Tensor | Sequence[int]) -> str:
         """Text of token ids (n,), without special tokens."""

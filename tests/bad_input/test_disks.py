@@ -137,7 +137,7 @@ def test_files_are_as_readable_as_the_user_has_files_be(
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 
-def test_where_folders_cannot_be_opened_only_files_are_flushed(
+def test_where_folders_cannot_be_opened_only_files_areflushed(
     tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows."""

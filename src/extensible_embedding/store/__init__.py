@@ -1,0 +1,14 @@
+"""Contexts that last: a folder of rows, the text that they stand for, and what made them.
+
+    names      a context's name -> its folder
+    files      files that are whole or not there, one writer at a time, local or remote
+    segment    a run of chunks: rows, token ids and text, in two files that never change
+    manifest   a context: its settings and its segments, in one file that changes at once
+    stored     a context to read: rows at any multiple of k, text of any row
+    store      the folder: add, append, list, delete
+    growth     text -> segments, computed once
+    portable   one context in one file; stores merged
+    checking   what is damaged, and what can be made again
+
+docs/store-format.md publishes the layout.
+"""

@@ -1,0 +1,187 @@
+"""Files of a store: whole or not there, one writer at a time, here or behind a URL.
+
+In: bytes, or a function that writes a file. Out: that file under its final name, put there by one
+rename after it was flushed; an exclusive lock; the same files read through fsspec, where the place
+is a URL. Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from filelock import FileLock, Timeout
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import InputError, StorageError
+from ..folders import flush
+
+LOCK_FILE = "lock"
+TEMPORARY = ".tmp-"
+_BLOCK = 1 << 20
+
+
+class Place:
+    """The folder of a store. A local one can be written, a remote one only read.
+
+    Args:
+        path: a folder, or a URL that fsspec knows, such as s3://bucket/store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = str(path)
+        try:
+            system, root = fsspec.core.url_to_fs(self.name)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"A store is a folder or a URL that fsspec can open, but {self.name!r} is neither "
+                f"({error}); check it, or install the package that it names."
+            ) from error
+        self.system, self.root = system, str(root)
+        self.local = Path(self.root) if isinstance(system, LocalFileSystem) else None
+
+    @property
+    def folder(self) -> Path:
+        """The local folder, for whatever writes.
+
+        Raises:
+            InputError: the store is remote.
+        """
+        if self.local is None:
+            raise InputError(
+                f"A store behind a URL can be read, but not changed, and {self.name!r} is one; "
+                "change a local copy and upload it."
+            )
+        return self.local
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        return bool(self.system.exists(f"{self.root}/{name}"))
+
+    def names(self, folder: str) -> list[str]:
+        """Files of a folder, in order, without what is being written."""
+        try:
+            found = self.system.ls(f"{self.root}/{folder}", detail=False)
+        except FileNotFoundError:
+            return []
+        names = sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+        return [name for name in names if not name.startswith(TEMPORARY)]
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        data: bytes = self.system.cat_file(f"{self.root}/{name}")
+        return data
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return int(self.system.info(f"{self.root}/{name}")["size"])
+
+
+@contextmanager
+def disk_faults(what: str) -> Iterator[None]:
+    """Turns a disk's refusal into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"A store needs a writable place with room, but {what!r} cannot be written ({error}); "
+            "free some space or choose another folder. What was committed before is whole."
+        ) from error
+
+
+@contextmanager
+def writing(folder: Path, wait_s: float) -> Iterator[None]:
+    """Keeps other writers out. The lock of a process that dies goes with it.
+
+    Raises:
+        StorageError: another process kept writing for `wait_s` seconds, or the folder is read-only.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    with disk_faults(str(folder)):
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout:
+            raise StorageError(
+                f"One process at a time changes a store, but another one has been changing "
+                f"{str(folder)!r} for {wait_s:g} seconds; try again when it is done."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there completely, whatever happens, or as it was before."""
+    with fill_whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def fill_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary file to fill; on success it takes the place of `path`."""
+    temporary = _temporary(path.parent)
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_by_hash(folder: Path, ending: str, fill: Callable[[Path], object]) -> tuple[str, int]:
+    """Writes a file whose name is the SHA-256 of its bytes; returns (name, bytes).
+
+    Files of the same content are one file, written once.
+    """
+    temporary = _temporary(folder)
+    try:
+        fill(temporary)
+        name, size = f"{hash_file(temporary)}{ending}", temporary.stat().st_size
+        flush(temporary)
+        os.replace(temporary, folder / name)
+        flush(folder)
+        return name, size
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def share(file: Path, folder: Path) -> None:
+    """Has a file in another folder too, without a copy where the disk can do that."""
+    target = folder / file.name
+    if target.exists():
+        return
+    try:
+        os.link(file, target)
+    except OSError:
+        with fill_whole(target) as temporary:
+            shutil.copyfile(file, temporary)
+    flush(folder)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f"{TEMPORARY}{uuid.uuid4().hex}"

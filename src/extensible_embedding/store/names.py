@@ -1,0 +1,54 @@
+"""Names of contexts: what may be one, and the file that it stands for.
+
+In: a name as a user gave it. Out: a checked name; the key that names with the same look share; the
+folder that it stands for, whose name is a hash, so that no name reaches outside of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+
+from ..errors import InputError
+
+CONTEXTS = "contexts"
+MAX_NAME_BYTES = 200
+_CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that cannot be seen, or turn the direction of others."""
+
+
+def check_name(name: str) -> str:
+    """Returns a name that can be shown on one line and typed again.
+
+    Raises:
+        InputError: it is no such name.
+    """
+    fault = _fault(name)
+    if fault:
+        shown = repr(name if len(name) <= 60 else f"{name[:60]}...")
+        raise InputError(f"A context's name {fault}, but {shown} was given; choose another.")
+    return name
+
+
+def _fault(name: str) -> str | None:
+    if not name.strip():
+        return "has at least 1 visible character"
+    if name != name.strip():
+        return "has no blanks around it"
+    if any(unicodedata.category(each) in _CONTROLS for each in name):
+        return "has no control characters and no halves of characters"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"has at most {MAX_NAME_BYTES} bytes"
+    if "/" in name or "\\" in name or name.startswith("."):
+        return "is no path: it has no slashes and no dot in front"
+    return None
+
+
+def name_key(name: str) -> str:
+    """What names share that differ in case or in how a character is written alone."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def folder_of(name: str) -> str:
+    """Folder of a context in a store, the same for all names of one key."""
+    return f"{CONTEXTS}/{hashlib.sha256(name_key(name).encode()).hexdigest()[:40]}"

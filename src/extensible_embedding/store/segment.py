@@ -1,0 +1,221 @@
+"""A segment: a run of chunks of one context, in two files that never change.
+
+In: rows, token ids, and the text that these stand for. Out: `<SHA-256>.safetensors` and
+`<SHA-256>.txt` in the context's folder, and from them rows, token ids and places of rows in the
+text. Rows come from a memory map: only those that are asked for are read. Knows nothing of other
+segments.
+
+Axes: R row, H reader hidden size; n tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .files import Place, put_by_hash
+
+ROW_TYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+"""How rows can be kept; int8 with a scale for each row."""
+RowKind = tuple[str, int]
+"""Type and width of rows."""
+_INT8_STEPS = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """What a manifest says of a segment."""
+
+    rows_file: str
+    rows_file_bytes: int
+    text_file: str
+    text_bytes: int
+    num_tokens: int
+    num_rows: int
+    chain: str
+    """Of all chunks up to the end of this segment, see `chain`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a segment holds."""
+
+    rows: Tensor
+    """(R, H), in the type they are kept in."""
+    token_ids: Tensor
+    """(n,)."""
+    row_bytes: Tensor
+    """(R,) offset in the segment's text after the last byte of each row's last token."""
+    text: bytes
+    """UTF-8."""
+    scales: Tensor | None = None
+    """(R,) float32: what rows of int8 are multiplied with."""
+
+
+def chain(before: str, token_ids: Tensor, text: bytes) -> str:
+    """Hash of all chunks so far: that of the chunks before, and one more chunk.
+
+    It depends on the chunks alone, not on the pieces that they came in: two contexts with the same
+    chain have the same tokens and text.
+    """
+    digest = hashlib.sha256(before.encode())
+    digest.update(len(token_ids).to_bytes(8, "little"))
+    digest.update(token_ids.to(torch.int32).contiguous().numpy().tobytes())
+    digest.update(text)
+    return digest.hexdigest()
+
+
+def keep(rows: Tensor, row_type: str) -> tuple[Tensor, Tensor | None]:
+    """Rows (R, H) in the type that they are kept in, and their scales (R,) if that is int8."""
+    if row_type != "int8":
+        return rows.to(ROW_TYPES[row_type]), None
+    scales = rows.float().abs().amax(dim=1).clamp_min(1e-12) / _INT8_STEPS
+    steps = (rows.float() / scales[:, None]).round().clamp(-_INT8_STEPS, _INT8_STEPS)
+    return steps.to(torch.int8), scales
+
+
+def write_segment(folder: Path, content: Content, end_chain: str) -> Segment:
+    """Writes a segment's files into a context's folder."""
+    tensors = {
+        "rows": content.rows.contiguous(),
+        "token_ids": content.token_ids.to(torch.int32),
+        "row_bytes": content.row_bytes.to(torch.int64),
+    }
+    if content.scales is not None:
+        tensors["scales"] = content.scales
+    rows_file, rows_file_bytes = put_by_hash(
+        folder,
+        ".safetensors",
+        lambda path: save_file(tensors, path, metadata={"chain": end_chain}),
+    )
+    text_file, text_bytes = put_by_hash(folder, ".txt", lambda path: path.write_bytes(content.text))
+    return Segment(
+        rows_file=rows_file,
+        rows_file_bytes=rows_file_bytes,
+        text_file=text_file,
+        text_bytes=text_bytes,
+        num_tokens=len(content.token_ids),
+        num_rows=len(content.rows),
+        chain=end_chain,
+    )
+
+
+class OpenSegment:
+    """A segment of a store, checked on opening against what the manifest says of it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        CheckpointError: a file is damaged or another's; `context` is named.
+    """
+
+    def __init__(
+        self, place: Place, folder: str, segment: Segment, kind: RowKind, context: str
+    ) -> None:
+        self.segment, self.context = segment, context
+        self._place, self._folder, self._kind = place, folder, kind
+        self._tensors = self._open()
+
+    def rows(self, places: Tensor | None = None) -> Tensor:
+        """Rows (r, H) at places (r,), all by default: bfloat16, float16 or float32.
+
+        Raises:
+            CheckpointError: one is not finite.
+        """
+        picked = slice(None) if places is None else places
+        rows = self._tensors["rows"][picked]
+        if "scales" in self._tensors:
+            rows = rows.float() * self._tensors["scales"][picked, None]
+        if not bool(torch.isfinite(rows).all()):
+            raise self.damaged("rows of finite numbers", "has NaN or infinity")
+        return rows if places is not None or "scales" in self._tensors else rows.clone()
+
+    def content(self) -> Content:
+        """All of it."""
+        return Content(
+            rows=self._tensors["rows"],
+            token_ids=self.token_ids(),
+            row_bytes=self._tensors["row_bytes"],
+            scales=self._tensors.get("scales"),
+            text=self.text(),
+        )
+
+    def token_ids(self) -> Tensor:
+        """Token ids (n,)."""
+        return self._tensors["token_ids"].long()
+
+    def row_bytes(self) -> Tensor:
+        """Offsets (R,) after the last byte of each row."""
+        return self._tensors["row_bytes"]
+
+    def text(self) -> bytes:
+        """The text, UTF-8.
+
+        Raises:
+            CheckpointError: it is not the text that was kept.
+        """
+        data = self._place.read(f"{self._folder}/{self.segment.text_file}")
+        if hashlib.sha256(data).hexdigest() != Path(self.segment.text_file).stem:
+            raise self.damaged(f"the text {self.segment.text_file}", "has another in its place")
+        return data
+
+    def damaged(self, rule: str, found: str) -> CheckpointError:
+        """The error for a file that is not what it should be."""
+        return CheckpointError(
+            f"Context {self.context!r} has {rule}, but its file {self.segment.rows_file!r} {found};"
+            " repair the store, for example with `extensible store repair`."
+        )
+
+    def _open(self) -> dict[str, Tensor]:
+        name = f"{self._folder}/{self.segment.rows_file}"
+        size = self._place.size(name)
+        if size != self.segment.rows_file_bytes:
+            raise self.damaged(f"a file of {self.segment.rows_file_bytes} bytes", f"has {size}")
+        try:
+            found, tensors = self._read(name)
+        except SafetensorError as error:
+            raise self.damaged("rows as safetensors", f"cannot be read so ({error})") from error
+        if found != self.segment.chain:
+            raise self.damaged("the rows of its own text", "has those of another")
+        self._check(tensors)
+        return tensors
+
+    def _read(self, name: str) -> tuple[str | None, dict[str, Tensor]]:
+        """The chain in a file's metadata, and its tensors: mapped if it is local."""
+        if self._place.local is None:
+            data = self._place.read(name)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            return header.get("__metadata__", {}).get("chain"), load(data)
+        with safe_open(self._place.local / name, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return (file.metadata() or {}).get("chain"), tensors
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        rows, tokens = self.segment.num_rows, self.segment.num_tokens
+        row_type, width = self._kind
+        expected: dict[str, tuple[Callable[[Tensor], bool], str]] = {
+            "rows": (
+                lambda t: t.shape == (rows, width) and t.dtype == ROW_TYPES[row_type],
+                f"{rows} rows of {width} numbers in {row_type}",
+            ),
+            "token_ids": (lambda t: t.shape == (tokens,), f"{tokens} token ids"),
+            "row_bytes": (lambda t: t.shape == (rows,), f"{rows} offsets of rows"),
+        }
+        if row_type == "int8":
+            expected["scales"] = (lambda t: t.shape == (rows,), f"{rows} scales")
+        for name, (holds, rule) in expected.items():
+            if name not in tensors or not holds(tensors[name]):
+                raise self.damaged(rule, "has not")

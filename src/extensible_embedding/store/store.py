@@ -1,0 +1,341 @@
+"""The store: a folder of compressed contexts that can be kept, grown and read at any k.
+
+In: texts and an embedder. Out: contexts by name. One process changes a store at a time, any number
+read it meanwhile. A change is committed by the rename of one manifest: whoever is killed before has
+changed nothing, whoever is killed after has changed all. What a broken change leaves behind is
+removed by the next change of the same context, and by `compact`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..embedder import ExtensibleEmbedder, Progress
+from ..errors import CheckpointError, InputError
+from ..folders import flush
+from .files import Place, disk_faults, share, write_whole, writing
+from .growth import Piece, chunk_chains, make_segments, merged, reopened, tokenized, unfinished
+from .manifest import (
+    MANIFEST,
+    Manifest,
+    Settings,
+    check_made_by,
+    checked_metadata,
+    decode,
+    encode,
+    settings_of,
+)
+from .names import CONTEXTS, check_name, folder_of
+from .segment import Segment
+from .stored import StoredContext
+
+_TRIES = 5
+"""Times that a reader looks again, if a context changes between its manifest and its files."""
+
+
+class ContextStore:
+    """Contexts in a folder, by name.
+
+    Args:
+        path: of the folder, which is made by the first change; or a URL of fsspec, to read.
+        wait_s: seconds to wait while another process changes the store.
+
+    Raises:
+        InputError: the path is a file, or a URL that cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, wait_s: float = 60.0) -> None:
+        self.place, self.wait_s = Place(path), wait_s
+        if self.place.local is not None and self.place.local.is_file():
+            raise InputError(f"A store is a folder, but {str(path)!r} is a file; give another.")
+
+    def __len__(self) -> int:
+        return len(self._folders())
+
+    def __contains__(self, name: str) -> bool:
+        return self.place.exists(f"{folder_of(name)}/{MANIFEST}")
+
+    def __getitem__(self, name: str) -> StoredContext:
+        return self.open(name)
+
+    def __iter__(self) -> Iterator[StoredContext]:
+        """Contexts by name, in order; raises as `open`, but for files other than manifests."""
+        found = [StoredContext(self.place, each) for each in self.manifests()]
+        return iter(sorted(found, key=lambda each: each.name))
+
+    def open(self, name: str) -> StoredContext:
+        """A context, to read: its files are checked for size, shape and that they are its own.
+
+        What another process then changes is not seen: on Unix the files stay, on Windows they
+        cannot be removed.
+
+        Raises:
+            InputError: there is no such context.
+            CheckpointError: a file is missing or damaged.
+            MismatchError: it is of another format version.
+        """
+        for _ in range(_TRIES):
+            stored = StoredContext(self.place, self.manifest(name))
+            try:
+                stored.segments  # noqa: B018 - opens the files
+            except FileNotFoundError as error:
+                if self.manifest(name) == stored.manifest:
+                    raise _lost(name, error) from error
+            else:
+                return stored
+        raise CheckpointError(f"Context {name!r} changes faster than it can be read; try again.")
+
+    def manifest(self, name: str) -> Manifest:
+        """What the store says of a context; raises as `open`."""
+        found = self._manifest_in(folder_of(check_name(name)))
+        if found is None:
+            raise self._unknown(name)
+        if found.name != name:
+            raise InputError(
+                f"A store tells names apart by more than case and form, and {name!r} would be "
+                f"{found.name!r}, which it has; give that, or another name."
+            )
+        return found
+
+    def manifests(self) -> Iterator[Manifest]:
+        """What the store says of each of its contexts; raises as `open`."""
+        for folder in self._folders():
+            found = self._manifest_in(folder)
+            if found is not None:  # else deleted meanwhile
+                yield found
+
+    def add(
+        self,
+        name: str,
+        text: str,
+        embedder: ExtensibleEmbedder,
+        *,
+        k: int = 4,
+        row_type: str = "bfloat16",
+        title: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> StoredContext:
+        """Compresses a text and keeps it; the same text with the same settings is not read again.
+
+        Args:
+            name: to find it by.
+            text: of the context; empty for one that is to grow.
+            embedder: makes the rows.
+            k: tokens per row, as kept: it can be read at every multiple.
+            row_type: bfloat16, float16, float32, or int8 with a scale for each row.
+            title: a name to show, by default `name`.
+            metadata: anything that JSON can hold.
+            progress: called with (tokens done, tokens in all).
+
+        Raises:
+            InputError: an argument is not usable, or there is such a context.
+            StorageError: the disk refuses, or another process keeps writing.
+        """
+        now = time.time()
+        manifest = Manifest(
+            name=check_name(name),
+            title=title or name,
+            metadata=checked_metadata(metadata or {}),
+            settings=settings_of(embedder, k, row_type),
+            created=now,
+            changed=now,
+        )
+        piece = tokenized(embedder.reader, text) if text else None
+        with self.changing(name, new=True) as folder:
+            segments: Sequence[Segment] = ()
+            if piece is not None:
+                segments = self._segments(folder, embedder, manifest.settings, piece, progress)
+            return self.commit(manifest, segments)
+
+    def append(
+        self,
+        name: str,
+        text: str,
+        embedder: ExtensibleEmbedder,
+        *,
+        progress: Progress | None = None,
+    ) -> StoredContext:
+        """Goes on with a context: new chunks are read, and the last one if it was unfinished.
+
+        Raises:
+            InputError: there is no such context, or the text is empty.
+            MismatchError: it was made with another embedder, reader or tokenizer.
+            StorageError: as `add`.
+        """
+        if not text:
+            raise InputError("What is appended holds text, but it is empty; give some.")
+        with self.changing(name) as folder:
+            stored = self.open(name)
+            check_made_by(stored.manifest, embedder)
+            kept = list(stored.manifest.segments)
+            if unfinished(kept, stored.settings.chunk_tokens):
+                piece = reopened(embedder.reader, stored.segments[-1], text)
+                kept.pop()
+            else:
+                piece = tokenized(embedder.reader, text)
+            before = kept[-1].chain if kept else ""
+            new = make_segments(folder, embedder, stored.settings, piece, before, progress)
+            return self.commit(stored.manifest, merged(stored, [*kept, *new]))
+
+    def delete(self, name: str) -> None:
+        """Removes a context.
+
+        Raises:
+            InputError: there is no such context.
+            StorageError: as `add`.
+        """
+        with self.changing(name) as folder:
+            self._remove(folder)
+
+    def rename(self, name: str, new_name: str) -> StoredContext:
+        """Gives a context another name.
+
+        Raises:
+            InputError: there is no such context, or already one of the new name.
+            StorageError: as `add`.
+        """
+        with self.changing(name) as folder:
+            manifest = dataclasses.replace(self.manifest(name), name=check_name(new_name))
+            target = self.place.folder / folder_of(new_name)
+            if target == folder:
+                return self.commit(manifest, manifest.segments)
+            self._check_new(new_name)
+            target.mkdir(exist_ok=True)
+            for file in manifest.files:
+                share(folder / file, target)
+            made = self.commit(manifest, manifest.segments)
+            self._remove(folder)
+            return made
+
+    def compact(self) -> None:
+        """Removes what changes that were broken off have left behind.
+
+        Raises:
+            StorageError: as `add`.
+        """
+        with self._writing() as root:
+            for folder in sorted((root / CONTEXTS).iterdir()):
+                self._clean(folder)
+
+    @contextmanager
+    def changing(self, name: str, *, new: bool = False) -> Iterator[Path]:
+        """Yields a context's folder, for whoever changes it; others wait meanwhile.
+
+        Raises:
+            InputError: there is no such context, or, if it is to be a new one, there is.
+            StorageError: as `add`.
+        """
+        with self._writing() as root:
+            if new:
+                self._check_new(name)
+            else:
+                self.manifest(name)
+            folder = root / folder_of(name)
+            self._clean(folder)
+            folder.mkdir(exist_ok=True)
+            try:
+                yield folder
+            finally:
+                self._clean(folder)
+
+    def commit(self, manifest: Manifest, segments: Sequence[Segment]) -> StoredContext:
+        """Puts a context in place whose segments are in its folder; within `changing`."""
+        changed = max(time.time(), manifest.changed)
+        made = dataclasses.replace(manifest, segments=tuple(segments), changed=changed)
+        folder = self.place.folder / folder_of(made.name)
+        write_whole(folder / MANIFEST, encode(made))
+        return self.open(made.name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Path]:
+        root = self.place.folder
+        with disk_faults(str(root)):
+            (root / CONTEXTS).mkdir(parents=True, exist_ok=True)
+            with writing(root, self.wait_s):
+                yield root
+
+    def _clean(self, folder: Path) -> None:
+        """Removes files that the context's manifest does not name; all, if there is none.
+
+        Nothing goes while a manifest cannot be read: its files may be whole.
+        """
+        if not folder.is_dir():
+            return
+        named = {MANIFEST}
+        try:
+            found = self._manifest_in(f"{CONTEXTS}/{folder.name}")
+        except CheckpointError:
+            return
+        if found is not None:
+            named |= found.files
+        for path in folder.iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+        if found is None:
+            folder.rmdir()
+
+    def _remove(self, folder: Path) -> None:
+        """The manifest goes first and for good: half of a context is none."""
+        (folder / MANIFEST).unlink()
+        flush(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _folders(self) -> list[str]:
+        """Of contexts that are there."""
+        folders = (f"{CONTEXTS}/{name}" for name in self.place.names(CONTEXTS))
+        return [folder for folder in folders if self.place.exists(f"{folder}/{MANIFEST}")]
+
+    def _manifest_in(self, folder: str) -> Manifest | None:
+        where = f"{folder}/{MANIFEST}"
+        try:
+            return decode(self.place.read(where), where)
+        except FileNotFoundError:
+            return None
+
+    def _segments(
+        self,
+        folder: Path,
+        embedder: ExtensibleEmbedder,
+        settings: Settings,
+        piece: Piece,
+        progress: Progress | None,
+    ) -> Sequence[Segment]:
+        """Of a whole text: those of a context with the same chunks, or new ones."""
+        end = chunk_chains(piece, settings.chunk_tokens, "")[-1]
+        for manifest in self.manifests():
+            if manifest.end_chain == end and manifest.settings == settings:
+                for file in manifest.files:
+                    share(self.place.folder / folder_of(manifest.name) / file, folder)
+                return manifest.segments
+        return list(make_segments(folder, embedder, settings, piece, progress=progress))
+
+    def _check_new(self, name: str) -> None:
+        found = self._manifest_in(folder_of(check_name(name)))
+        if found is not None:
+            raise InputError(
+                f"A name stands for one context, but the store has {found.name!r} already; append "
+                f"to it, delete it, or give another name than {name!r}."
+            )
+
+    def _unknown(self, name: str) -> InputError:
+        others = len(self)
+        has = f"but {others} others" if others else "and none at all"
+        return InputError(
+            f"A store is asked for contexts that it has, but {self.place.name!r} has no {name!r} "
+            f"{has}; list them, for example with `extensible store list`."
+        )
+
+
+def _lost(name: str, error: FileNotFoundError) -> CheckpointError:
+    return CheckpointError(
+        f"Context {name!r} has files that are missing ({error.filename or error}); repair the "
+        "store, for example with `extensible store repair`."
+    )

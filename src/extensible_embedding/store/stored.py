@@ -1,0 +1,170 @@
+"""A stored context, to read: rows at any multiple of k, text and places of any row.
+
+In: a manifest and the place of its files. Out: a `Context` as if it had just been compressed, and
+the text that rows stand for. Opening reads headers alone; rows come from a memory map when they are
+asked for. Knows nothing of models.
+
+Axes: R row, H reader hidden size; n tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chunks import chunk_spans
+from ..context import Context
+from ..downsampling import Picked, check_scale_factor, down_sampling, num_rows
+from ..errors import CheckpointError, InputError
+from .files import Place
+from .manifest import Manifest, Settings
+from .names import folder_of
+from .segment import OpenSegment, Segment
+
+
+class StoredContext:
+    """One context of a store, as it was when it was opened.
+
+    Attributes:
+        manifest: what the store says of it.
+        folder: where its files are, in the store.
+    """
+
+    def __init__(self, place: Place, manifest: Manifest) -> None:
+        self.place, self.manifest = place, manifest
+        self.folder = folder_of(manifest.name)
+
+    name = property(lambda self: self.manifest.name, doc="The name that the store has it under.")
+    title = property(lambda self: self.manifest.title, doc="A name to show.")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was kept with it."""
+        return self.manifest.metadata
+
+    @property
+    def settings(self) -> Settings:
+        """What its rows depend on."""
+        return self.manifest.settings
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the context."""
+        return self.manifest.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows as kept, at the k of its settings."""
+        return self.manifest.num_rows
+
+    @cached_property
+    def segments(self) -> list[OpenSegment]:
+        """Its segments, opened.
+
+        Raises:
+            CheckpointError: one is missing or damaged.
+        """
+        return [self.opened(each) for each in self.manifest.segments]
+
+    def opened(self, segment: Segment) -> OpenSegment:
+        """A segment in the context's folder."""
+        kind = (self.settings.row_type, self.settings.row_width)
+        return OpenSegment(self.place, self.folder, segment, kind, self.name)
+
+    def context(self, k: int | None = None) -> Context:
+        """The context at a multiple of the k that it is kept at, by default at that.
+
+        Rows are those that `compress` makes with `batch_chunks=1`, in the type they are kept in.
+
+        Raises:
+            InputError: k is no such multiple, or the down-sampling does not nest.
+            CheckpointError: a file is damaged.
+        """
+        kept = self.settings
+        k = kept.k if k is None else check_scale_factor(k)
+        sampler = down_sampling(kept.down_sampling)
+        if k % kept.k or k > kept.chunk_tokens or (k != kept.k and not sampler.nests):
+            raise InputError(
+                f"Context {self.name!r} is kept at k={kept.k} and can be read at multiples of it "
+                f"up to a chunk of {kept.chunk_tokens} tokens, but k is {k}; give one, or add the "
+                "text again at another k."
+            )
+        if not self.num_tokens:
+            raise InputError(
+                f"A context is read when it holds text, but {self.name!r} is empty; append some."
+            )
+        rows = [self._rows(segment, k) for segment in self.segments]
+        return Context(
+            rows=torch.cat(rows),
+            token_ids=self.token_ids(),
+            k=k,
+            chunk_tokens=kept.chunk_tokens,
+            down_sampling=kept.down_sampling,
+            embedder_fingerprint=kept.embedder_fingerprint,
+            reader_fingerprint=kept.reader_fingerprint,
+            max_k=kept.max_k,
+            title=self.title,
+        )
+
+    def _rows(self, segment: OpenSegment, k: int) -> Tensor:
+        """Rows (r, H) of a segment at k; of a down-sampling that picks, only those are read."""
+        kept, factor = self.settings, k // self.settings.k
+        if factor == 1:
+            return segment.rows()
+        sampler = down_sampling(kept.down_sampling)
+        if isinstance(sampler, Picked):
+            return segment.rows(self._places(segment, factor))
+        rows, first, parts = segment.rows(), 0, []
+        for start, end in chunk_spans(segment.segment.num_tokens, kept.chunk_tokens):
+            count = num_rows(end - start, kept.k)
+            part = rows[first : first + count]
+            parts.append(sampler.coarser(part, end - start, kept.k, factor))
+            first += count
+        return torch.cat(parts)
+
+    def _places(self, segment: OpenSegment, factor: int) -> Tensor:
+        """Which rows of a segment stand for `factor` times as many tokens: (r,)."""
+        kept = self.settings
+        sampler, first, parts = down_sampling(kept.down_sampling), 0, []
+        for start, end in chunk_spans(segment.segment.num_tokens, kept.chunk_tokens):
+            count = num_rows(end - start, kept.k)
+            places = sampler.places(count, factor)
+            assert places is not None
+            parts.append(places + first)
+            first += count
+        return torch.cat(parts)
+
+    def token_ids(self) -> Tensor:
+        """Token ids (n,)."""
+        ids = [segment.token_ids() for segment in self.segments]
+        return torch.cat([torch.zeros(0, dtype=torch.long), *ids])
+
+    def text(self) -> str:
+        """The whole text.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            return b"".join(segment.text() for segment in self.segments).decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"Context {self.name!r} has a text in UTF-8, but it is not ({error}); repair the "
+                "store, for example with `extensible store repair`."
+            ) from error
+
+    def row_spans(self) -> Tensor:
+        """First and last byte (after) of the text that each row stands for, (R, 2)."""
+        ends = torch.cat([torch.zeros(0, dtype=torch.long), *self._ends()])
+        starts = torch.cat([ends.new_zeros(1), ends])[:-1]
+        return torch.stack([starts, ends], dim=1)
+
+    def _ends(self) -> Iterator[Tensor]:
+        offset = 0
+        for segment in self.segments:
+            yield segment.row_bytes() + offset
+            offset += segment.segment.text_bytes
