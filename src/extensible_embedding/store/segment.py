@@ -114,6 +114,22 @@ def write_segment(folder: Path, content: Content, end_chain: str) -> Segment:
     )
 
 
+def read_text(place: Place, folder: str, segment: Segment, context: str) -> bytes:
+    """A segment's text, UTF-8, without its rows.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        CheckpointError: it is not the text that was kept; `context` is named.
+    """
+    data = place.read(f"{folder}/{segment.text_file}")
+    if hashlib.sha256(data).hexdigest() != Path(segment.text_file).stem:
+        raise CheckpointError(
+            f"Context {context!r} has the text {segment.text_file!r}, but that file holds another; "
+            "repair the store, for example with `extensible store repair`."
+        )
+    return data
+
+
 class OpenSegment:
     """A segment of a store, checked on opening against what the manifest says of it.
 
@@ -162,15 +178,8 @@ class OpenSegment:
         return self._tensors["row_bytes"]
 
     def text(self) -> bytes:
-        """The text, UTF-8.
-
-        Raises:
-            CheckpointError: it is not the text that was kept.
-        """
-        data = self._place.read(f"{self._folder}/{self.segment.text_file}")
-        if hashlib.sha256(data).hexdigest() != Path(self.segment.text_file).stem:
-            raise self.damaged(f"the text {self.segment.text_file}", "has another in its place")
-        return data
+        """The text, UTF-8; raises as `read_text`."""
+        return read_text(self._place, self._folder, self.segment, self.context)
 
     def damaged(self, rule: str, found: str) -> CheckpointError:
         """The error for a file that is not what it should be."""

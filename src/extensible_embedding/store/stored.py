@@ -23,7 +23,7 @@ from ..errors import CheckpointError, InputError
 from .files import Place
 from .manifest import Manifest, Settings
 from .names import folder_of
-from .segment import OpenSegment, Segment
+from .segment import OpenSegment, Segment, read_text
 
 
 class StoredContext:
@@ -147,15 +147,18 @@ class StoredContext:
         """The whole text.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it is damaged or missing.
         """
-        try:
-            return b"".join(segment.text() for segment in self.segments).decode()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"Context {self.name!r} has a text in UTF-8, but it is not ({error}); repair the "
-                "store, for example with `extensible store repair`."
-            ) from error
+        texts = []
+        for each in self.manifest.segments:
+            try:
+                texts.append(read_text(self.place, self.folder, each, self.name))
+            except FileNotFoundError as error:
+                raise CheckpointError(
+                    f"Context {self.name!r} has the text {each.text_file!r}, but that file is "
+                    "missing; repair the store, for example with `extensible store repair`."
+                ) from error
+        return b"".join(texts).decode()
 
     def row_spans(self) -> Tensor:
         """First and last byte (after) of the text that each row stands for, (R, 2)."""
