@@ -103,14 +103,34 @@ def test_rows_that_do_not_nest_are_read_raw_or_as_made(tiny_reader: Reader, text
         choose_k(prompt, prompt.num_rows(4) - 1)
 
 
-def test_contexts_of_different_k_are_read_at_a_common_multiple(
+def test_contexts_of_different_k_are_each_read_at_their_own(
     tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder, text: str
 ) -> None:
     contexts = [tiny_embedder.compress(text, k=k) for k in (2, 3)]
     prompt = text_prompt(tiny_reader, contexts)
-    assert choose_k(prompt, prompt.num_rows(1) - 1) == 6
-    assert len(prompt.embeds(tiny_reader, 6)) == prompt.num_rows(6)
-    assert choose_k(prompt, prompt.num_rows(12)) == 12
+    for room, ks in (
+        (prompt.num_rows(1) - 1, (2, 3)),
+        (prompt.num_rows((2, 3)) - 1, (4, 3)),
+        (prompt.num_rows((4, 3)) - 1, (4, 6)),
+    ):
+        assert choose_k(prompt, room) == ks
+        assert len(prompt.embeds(tiny_reader, ks)) == prompt.num_rows(ks)
+
+
+def test_k_of_each_context_as_asked(
+    tiny_reader: Reader, tiny_embedder: ExtensibleEmbedder, text: str
+) -> None:
+    contexts = [tiny_embedder.compress(text, k=2) for _ in "ab"]
+    prompt = text_prompt(tiny_reader, contexts)
+    assert fit(prompt, [1, 8], 10_000) == (1, 8)
+    expected = [part.rows_at(k) for part, k in zip(contexts, (1, 8), strict=True)]
+    assert prompt.part_rows((1, 8))[1:3] == expected
+    with pytest.raises(InputError, match="there are 3 for 2 contexts"):
+        fit(prompt, [1, 2, 4], 10_000)
+    with pytest.raises(InputError, match="whole number"):
+        fit(prompt, [1, 0], 10_000)
+    with pytest.raises(WindowError, match="at k=1, 8 it takes .* give larger ones"):
+        fit(prompt, [1, 8], 20)
 
 
 def test_several_contexts_have_titles_raw(

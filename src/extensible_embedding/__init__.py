@@ -10,8 +10,11 @@ The modules are the pipeline, in order:
     store        contexts that last: a folder of them, by name
     stream       a context that grows
     prompt       [head][rows][tail], and the choice of k
+    expand       the spans that matter to a question, raw beside the rows
     reader       the frozen language model
-    answer       prompt -> text
+    generation   prompts -> new tokens
+    answer       a question -> its answer
+    cite         an answer -> the sentences that it draws on
 
 beside them `archive` and `epub` open what `text` reads, `checkpoint` and `folders` keep things on
 disk, and `errors` says what can go wrong.

@@ -6,7 +6,6 @@ transformers' `generate` on input embeddings. Knows nothing of how rows were mad
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,14 @@ from transformers import TextIteratorStreamer
 
 from .context import Context
 from .errors import InputError, WindowError
+from .expand import SpanRanker, expanded_prompt
+from .generation import FinishReason, NewText, generate
 from .prompt import AUTO, Prompt, Turn, fit, question_prompt, text_prompt
 
 if TYPE_CHECKING:
     from .reader import Reader
 
 Contexts = Context | Sequence[Context]
-FinishReason = Literal["stop", "length"]
-"""An answer ended by itself (end token, stopping criterion), or at `max_new_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Answer:
 
     text: str
     k: int
-    """Scale factor that the contexts were read at."""
+    """Scale factor that the contexts were read at, of several the largest."""
     num_context_tokens: int
     """Tokens that the prompt's raw text and rows of contexts stand for."""
     prompt_rows: int
@@ -75,7 +74,7 @@ class AnswerStream:
             """Generates in the thread; a failure is kept for the reader of the stream."""
             try:
                 texts.extend(
-                    _generate(self._reader, [self._plan], self._settings(streamer, stopped))
+                    generate(self._reader, [self._plan], self._settings(streamer, stopped))
                 )
             except BaseException as error:
                 failure.append(error)
@@ -107,27 +106,23 @@ def _all(ids: Tensor, value: bool) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A prompt, and the scale factor at which it fits."""
+    """A prompt, and the scale factors at which it fits."""
 
     prompt: Prompt
     k: int
+    """The largest scale factor that rows are read at, 1 if all is raw."""
+    ks: tuple[int, ...] = ()
+    """Of each context of the prompt, in order."""
     prompt_rows: int
     num_context_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewText:
-    """What was generated after one prompt."""
-
-    text: str
-    num_tokens: int
-    finish_reason: FinishReason
 
 
 class AnswerMixin:
     """What a reader does with prompts: generate and answer."""
 
-    def plan(self, prompt: Prompt, k: int | str = AUTO, max_new_tokens: int = 128) -> Plan:
+    def plan(
+        self, prompt: Prompt, k: int | str | Sequence[int] = AUTO, max_new_tokens: int = 128
+    ) -> Plan:
         """Chooses k so that head, rows, tail and the new tokens fit the window.
 
         Raises:
@@ -149,7 +144,8 @@ class AnswerMixin:
         chosen = fit(prompt, k, reader.window - max_new_tokens)
         return Plan(
             prompt=prompt,
-            k=chosen,
+            k=max(prompt.each_k(chosen), default=1),
+            ks=prompt.each_k(chosen),
             prompt_rows=prompt.num_rows(chosen),
             num_context_tokens=sum(context.num_tokens for context in prompt.contexts),
         )
@@ -159,7 +155,7 @@ class AnswerMixin:
         contexts: Contexts,
         text: str | Sequence[str] = "",
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> str | list[str]:
@@ -183,7 +179,7 @@ class AnswerMixin:
         each = _spread(contexts, len(texts))
         prompts = [text_prompt(reader, part, t) for part, t in zip(each, texts, strict=True)]
         plans = [self.plan(prompt, k, max_new_tokens) for prompt in prompts]
-        new = _generate(reader, plans, {"max_new_tokens": max_new_tokens, **generation})
+        new = generate(reader, plans, {"max_new_tokens": max_new_tokens, **generation})
         return new[0].text if isinstance(text, str) else [each.text for each in new]
 
     @overload
@@ -192,9 +188,11 @@ class AnswerMixin:
         contexts: Contexts,
         question: str,
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         stream: Literal[False] = False,
         history: Sequence[Turn] = (),
+        expand: int | str = 0,
+        ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> Answer: ...
@@ -205,9 +203,11 @@ class AnswerMixin:
         contexts: Contexts,
         question: str,
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         stream: Literal[True],
         history: Sequence[Turn] = (),
+        expand: int | str = 0,
+        ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> AnswerStream: ...
@@ -218,9 +218,11 @@ class AnswerMixin:
         contexts: Contexts,
         question: str,
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         stream: bool,
         history: Sequence[Turn] = (),
+        expand: int | str = 0,
+        ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> Answer | AnswerStream: ...
@@ -230,9 +232,11 @@ class AnswerMixin:
         contexts: Contexts,
         question: str,
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         stream: bool = False,
         history: Sequence[Turn] = (),
+        expand: int | str = 0,
+        ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> Answer | AnswerStream:
@@ -241,9 +245,13 @@ class AnswerMixin:
         Args:
             contexts: what the answer draws on, in order; each may have its own title.
             question: asked after the rows.
-            k: scale factor to read at, or "auto": the smallest that fits the window.
+            k: scale factor to read at, one for all contexts or one for each, or "auto": the
+                smallest that fit the window.
             stream: return an `AnswerStream` at once.
             history: earlier (question, answer) turns on the same contexts.
+            expand: tokens of the spans that matter to the question, read raw beside the rows, or
+                "auto": a third of the room.
+            ranker: says which spans matter, by default those that share words with the question.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments; greedy unless they say otherwise.
 
@@ -258,6 +266,17 @@ class AnswerMixin:
                 "the model itself with `reader.model.generate`."
             )
         prompt = question_prompt(reader, given, question, history)
+        if expand:
+            prompt = expanded_prompt(
+                reader,
+                given,
+                question,
+                k=k,
+                expand=expand,
+                room=reader.window - max_new_tokens,
+                history=history,
+                ranker=ranker,
+            )
         return self.reply(prompt, k=k, stream=stream, max_new_tokens=max_new_tokens, **generation)
 
     @overload
@@ -275,7 +294,7 @@ class AnswerMixin:
         self,
         prompt: Prompt,
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         stream: bool = False,
         max_new_tokens: int = 128,
         **generation: Any,
@@ -292,14 +311,14 @@ class AnswerMixin:
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         if stream:
             return AnswerStream(reader, plan, settings)
-        return _answer(reader, plan, _generate(reader, [plan], settings)[0])
+        return _answer(reader, plan, generate(reader, [plan], settings)[0])
 
     def answers(
         self,
         contexts: Sequence[Context],
         questions: Sequence[str],
         *,
-        k: int | str = AUTO,
+        k: int | str | Sequence[int] = AUTO,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> list[Answer]:
@@ -311,7 +330,7 @@ class AnswerMixin:
             for part, question in pairs
         ]
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
-        texts = _generate(reader, plans, settings)
+        texts = generate(reader, plans, settings)
         return [_answer(reader, plan, text) for plan, text in zip(plans, texts, strict=True)]
 
 
@@ -336,64 +355,3 @@ def _answer(reader: Reader, plan: Plan, new: NewText) -> Answer:
         num_new_tokens=new.num_tokens,
         finish_reason=new.finish_reason,
     )
-
-
-@torch.inference_mode()
-def _generate(reader: Reader, plans: Sequence[Plan], generation: dict[str, Any]) -> list[NewText]:
-    """New text of each plan; prompts are padded on the left."""
-    if generation.get("num_return_sequences", 1) != 1:
-        raise InputError(
-            "One text is generated a prompt, but num_return_sequences is "
-            f"{generation['num_return_sequences']}; ask again for each, with do_sample=True."
-        )
-    embeds = [plan.prompt.embeds(reader, plan.k) for plan in plans]
-    longest = max(len(part) for part in embeds)
-    inputs = torch.stack([_pad_left(part, longest) for part in embeds])  # (B, S, H)
-    mask = torch.tensor([[0] * (longest - len(part)) + [1] * len(part) for part in embeds])
-    output = reader.model.generate(
-        inputs_embeds=inputs,
-        attention_mask=mask.to(reader.device),
-        pad_token_id=_pad_id(reader),
-        **last_logits(reader),
-        **generation,
-    )
-    ids = output if isinstance(output, Tensor) else output.sequences
-    return [_new_text(reader, row.tolist(), generation) for row in ids]
-
-
-def last_logits(reader: Reader, count: int = 1) -> dict[str, Tensor]:
-    """Makes a model give logits of the last `count` rows alone.
-
-    As places: of a number transformers makes a slice, for which torch copies the head on a CPU.
-    """
-    if "logits_to_keep" not in inspect.signature(reader.model.forward).parameters:
-        return {}
-    return {"logits_to_keep": torch.arange(-count, 0, device=reader.device)}
-
-
-def _new_text(reader: Reader, ids: list[int], generation: dict[str, Any]) -> NewText:
-    """Of one row of a batch: what follows its end token, or the criterion's end, is padding."""
-    ends = generation.get("eos_token_id", reader.model.generation_config.eos_token_id)
-    ends = set(ends) if isinstance(ends, Sequence) else {ends}
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
-    if end is not None:
-        ids = ids[: end + 1]
-    else:
-        while ids and ids[-1] == _pad_id(reader):
-            ids = ids[:-1]
-    at_limit = end is None and len(ids) >= generation["max_new_tokens"]
-    return NewText(
-        text=reader.decode(ids),
-        num_tokens=len(ids),
-        finish_reason="length" if at_limit else "stop",
-    )
-
-
-def _pad_left(rows: Tensor, length: int) -> Tensor:
-    return torch.cat([rows.new_zeros((length - len(rows), rows.shape[-1])), rows])
-
-
-def _pad_id(reader: Reader) -> int:
-    tokenizer = reader.tokenizer
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return int(next(token for token in known if token is not None))

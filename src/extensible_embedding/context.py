@@ -66,6 +66,14 @@ class Context:
         """Rows that stand for it."""
         return len(self.rows)
 
+    @property
+    def coarsest_k(self) -> int:
+        """The largest scale factor at which k="auto" may read it."""
+        if self.k == 1 or not down_sampling(self.down_sampling).nests:
+            return self.k
+        most = min(max(self.max_k, self.k), self.chunk_tokens)
+        return most - most % self.k
+
     def rows_at(self, k: int) -> int:
         """Rows that this context takes at scale factor k (raw tokens at k=1)."""
         check_scale_factor(k)

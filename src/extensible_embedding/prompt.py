@@ -12,7 +12,7 @@ Axes: R row, S prompt row, H reader hidden size.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,18 +30,42 @@ AUTO = "auto"
 _PLACE = "<<<the-context-goes-here>>>"
 _MARK = re.compile("\ue000([0-9]+)\ue001")
 """A special token that the user spelled, in a rendered chat: its number in private characters."""
+BETWEEN_SPANS = "\n...\n"
+"""Before a span that is read raw."""
 Turn = tuple[str, str]
 """One earlier (question, answer)."""
+
+
+ScaleFactors = int | tuple[int, ...]
+"""Tokens per row, of all contexts or of each in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSpan:
+    """Tokens of a context that are read raw, beside its rows."""
+
+    context: Context
+    start: int
+    """First token."""
+    end: int
+    """Token after the last."""
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+Part = Tensor | Context | RawSpan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """What stands before the generated tokens, in order.
 
-    A part is raw token ids (t,), a context, or rows (R, H) that are read as they are.
+    A part is raw token ids (t,), a context, a span of one that is read raw, or rows (R, H) that are
+    read as they are.
     """
 
-    parts: tuple[Tensor | Context, ...]
+    parts: tuple[Part, ...]
 
     @property
     def contexts(self) -> list[Context]:
@@ -49,24 +73,47 @@ class Prompt:
         return [part for part in self.parts if isinstance(part, Context)]
 
     @property
+    def spans(self) -> list[RawSpan]:
+        """The parts that are spans read raw."""
+        return [part for part in self.parts if isinstance(part, RawSpan)]
+
+    @property
     def num_raw(self) -> int:
-        """Rows of all parts that are not contexts: head, titles, tail."""
-        return sum(len(part) for part in self.parts if isinstance(part, Tensor))
+        """Rows of all parts that are not contexts: head, titles, spans, tail."""
+        return sum(len(part) for part in self.parts if not isinstance(part, Context))
 
-    def num_rows(self, k: int) -> int:
+    def each_k(self, k: ScaleFactors) -> tuple[int, ...]:
+        """The scale factor of each context."""
+        return (k,) * len(self.contexts) if isinstance(k, int) else k
+
+    def num_rows(self, k: ScaleFactors) -> int:
         """Rows of the whole prompt when its contexts are read at k."""
-        return self.num_raw + sum(context.rows_at(k) for context in self.contexts)
+        pairs = zip(self.contexts, self.each_k(k), strict=True)
+        return self.num_raw + sum(context.rows_at(each) for context, each in pairs)
 
-    def embeds(self, reader: Reader, k: int) -> Tensor:
+    def part_rows(self, k: ScaleFactors) -> list[int]:
+        """Rows of each part when contexts are read at k."""
+        ks = iter(self.each_k(k))
+        return [
+            part.rows_at(next(ks)) if isinstance(part, Context) else len(part)
+            for part in self.parts
+        ]
+
+    def embeds(self, reader: Reader, k: ScaleFactors) -> Tensor:
         """Input embeddings (S, H), in the reader's dtype and on its device."""
-        filled = [part for part in self.parts if isinstance(part, Context) or len(part)]
-        rows = [_part_rows(reader, part, k) for part in filled]
+        ks = iter(self.each_k(k))
+        rows = []
+        for part in self.parts:
+            if isinstance(part, Context):
+                rows.append(context_rows(reader, part, next(ks)))
+            elif len(part):
+                rows.append(_raw_rows(reader, part))
         return torch.cat([part.to(reader.device, reader.dtype) for part in rows])
 
 
-def _part_rows(reader: Reader, part: Tensor | Context, k: int) -> Tensor:
-    if isinstance(part, Context):
-        return context_rows(reader, part, k)
+def _raw_rows(reader: Reader, part: Tensor | RawSpan) -> Tensor:
+    if isinstance(part, RawSpan):
+        return reader.embed_tokens(part.context.token_ids[part.start : part.end])
     return part if part.ndim == 2 else reader.embed_tokens(part)
 
 
@@ -91,21 +138,34 @@ def language_head(reader: Reader) -> Tensor:
 
 
 def question_prompt(
-    reader: Reader, contexts: Sequence[Context], question: str, history: Sequence[Turn] = ()
+    reader: Reader,
+    contexts: Sequence[Context],
+    question: str,
+    history: Sequence[Turn] = (),
+    spans: Sequence[RawSpan] = (),
 ) -> Prompt:
     """A chat prompt: header and titles raw, contexts as rows, the question raw.
 
     Uses the reader's chat template; a reader without one gets "Question: ... Answer:". Special
     tokens are the template's alone: in titles, questions and history they are text.
 
+    Args:
+        reader: that is asked.
+        contexts: in order; where there are several, each begins with its title.
+        question: after them.
+        history: earlier (question, answer) turns.
+        spans: of the contexts, to be read raw as well; they follow the rows of their context.
+
     Raises:
         InputError: the question is empty.
     """
     head, tail = question_frame(reader, question, history)
-    middle: list[Tensor | Context] = []
+    middle: list[Part] = []
     for number, context in enumerate(contexts):
         opening = ("\n\n" if number else "") + _title(context, len(contexts))
         middle += [reader.encode(opening), context]
+        for span in (span for span in spans if span.context is context):
+            middle += [reader.encode(BETWEEN_SPANS), span]
     return Prompt(parts=(head, *middle, tail))
 
 
@@ -148,48 +208,72 @@ def text_prompt(reader: Reader, contexts: Sequence[Context], text: str = "") -> 
     return Prompt(parts=(language_head(reader), *contexts, reader.encode(text)))
 
 
-def choose_k(prompt: Prompt, room: int) -> int:
-    """The smallest scale factor at which the prompt takes at most `room` rows.
+def choose_k(prompt: Prompt, room: int) -> ScaleFactors:
+    """The smallest scale factors at which the prompt takes at most `room` rows.
+
+    One for all contexts where all can be read at it; else each is read at the smallest of its own
+    that is no smaller, or at its largest.
 
     Raises:
-        WindowError: even the largest allowed does not fit; names the k that would.
+        WindowError: even the largest allowed do not fit; names the k that would.
     """
-    for k in _candidates(prompt.contexts):
+    allowed = list(_candidates(prompt.contexts, beyond=False))
+    for k in allowed:
         if prompt.num_rows(k) <= room:
             return k
-    raise _too_long(prompt, max(_candidates(prompt.contexts)), room, ", the largest allowed,")
+    raise _too_long(prompt, allowed[-1], room, ", the largest allowed,")
 
 
-def fit(prompt: Prompt, k: int | str, room: int) -> int:
-    """The scale factor to read at: the one asked for if it fits, or the smallest that does.
+def fit(prompt: Prompt, k: int | str | Sequence[int], room: int) -> ScaleFactors:
+    """The scale factors to read at: those asked for if they fit, or the smallest that do.
 
     Raises:
-        InputError: k is neither a whole number nor "auto".
+        InputError: k is neither a whole number nor "auto", nor one number for each context.
         WindowError: it does not fit.
     """
-    if k == AUTO:
+    if isinstance(k, str) and k == AUTO:
         return choose_k(prompt, room)
+    if isinstance(k, Sequence) and not isinstance(k, str):
+        return _fit_each(prompt, k, room)
     number = check_scale_factor(k)
     if prompt.num_rows(number) > room:
         raise _too_long(prompt, number, room)
     return number
 
 
-def _too_long(prompt: Prompt, k: int, room: int, which: str = "") -> WindowError:
+def _fit_each(prompt: Prompt, ks: Sequence[int], room: int) -> tuple[int, ...]:
+    if len(ks) != len(prompt.contexts):
+        raise InputError(
+            f"Several k are one for each context, but there are {len(ks)} for "
+            f"{len(prompt.contexts)} contexts; give as many, or one for all."
+        )
+    chosen = tuple(check_scale_factor(k) for k in ks)
+    if prompt.num_rows(chosen) > room:
+        raise WindowError(
+            f"The prompt must fit in {room} rows, but at k={', '.join(map(str, chosen))} it takes "
+            f'{prompt.num_rows(chosen)}; give larger ones, or k="auto".'
+        )
+    return chosen
+
+
+def _too_long(prompt: Prompt, k: ScaleFactors, room: int, which: str = "") -> WindowError:
     if prompt.contexts and prompt.num_raw >= room:
         return WindowError(
             f"The prompt must fit in {room} rows, but head, titles and question alone take "
             f"{prompt.num_raw} and no k would fit; ask a shorter question or for fewer new tokens."
         )
-    fitting = next(
-        (each for each in _beyond(prompt.contexts) if prompt.num_rows(each) <= room), None
-    )
-    advice = f"k={fitting} would fit" if fitting else "no k would fit, give less text"
+    candidates = _candidates(prompt.contexts, beyond=True)
+    fitting = next((each for each in candidates if prompt.num_rows(each) <= room), None)
+    advice = f"k={_shown(fitting)} would fit" if fitting else "no k would fit, give less text"
     return WindowError(
-        f"The prompt must fit in {room} rows, but at k={k}{which} it takes {prompt.num_rows(k)}; "
-        f"{advice}.",
-        smallest_k=fitting,
+        f"The prompt must fit in {room} rows, but at k={_shown(k)}{which} it takes "
+        f"{prompt.num_rows(k)}; {advice}.",
+        smallest_k=fitting if isinstance(fitting, int) else None,
     )
+
+
+def _shown(k: ScaleFactors) -> str:
+    return str(k) if isinstance(k, int) else ", ".join(map(str, k))
 
 
 def smallest_k(num_tokens: int, *, room: int, chunk_tokens: int, max_k: int) -> int:
@@ -220,26 +304,26 @@ def smallest_k(num_tokens: int, *, room: int, chunk_tokens: int, max_k: int) -> 
     )
 
 
-def _candidates(contexts: Sequence[Context]) -> list[int]:
-    """Allowed scale factors in order: raw, then common multiples up to the largest allowed."""
-    largest = min((context.max_k for context in contexts), default=1)
-    return [1, *(k for k in _multiples(contexts) if k <= max(largest, *_made_at(contexts)))]
+def _candidates(contexts: Sequence[Context], *, beyond: bool) -> Iterator[ScaleFactors]:
+    """Scale factors in order, raw first; up to the largest that "auto" may choose, or beyond it."""
+    allowed = [_allowed(context, beyond=beyond) for context in contexts]
+    last = None
+    for least in sorted({1, *(k for ks in allowed for k in ks)}):
+        each = [next((k for k in ks if k >= least), ks[-1]) for ks in allowed]
+        found = least if all(k == least for k in each) else tuple(each)
+        if found != last:
+            yield found
+        last = found
 
 
-def _beyond(contexts: Sequence[Context]) -> list[int]:
-    return [1, *_multiples(contexts)]
-
-
-def _made_at(contexts: Sequence[Context]) -> list[int]:
-    return [context.k for context in contexts] or [1]
-
-
-def _multiples(contexts: Sequence[Context]) -> list[int]:
-    """Scale factors at which all contexts can be read as rows."""
-    longest = min((context.chunk_tokens for context in contexts), default=1)
-    fixed = [c.k for c in contexts if c.k == 1 or not down_sampling(c.down_sampling).nests]
-    ks = [k for k in range(2, longest + 1) if all(k % c.k == 0 for c in contexts)]
-    return [k for k in ks if all(k == only for only in fixed)]
+def _allowed(context: Context, *, beyond: bool) -> list[int]:
+    """Scale factors at which a context can be read, in order."""
+    if context.k == 1:
+        return [1]
+    if not down_sampling(context.down_sampling).nests:
+        return [1, context.k]
+    most = context.chunk_tokens if beyond else context.coarsest_k
+    return [1, *range(context.k, most + 1, context.k)]
 
 
 def _title(context: Context, how_many: int) -> str:

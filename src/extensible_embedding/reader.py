@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .answer import AnswerMixin, last_logits
+from .answer import AnswerMixin
 from .context import Context
 from .errors import InputError, MismatchError
+from .generation import last_logits
 from .loading import (
     EMBEDDED_LABEL,
     EMBEDDED_NAME,

@@ -16,8 +16,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ...answer import last_logits
 from ...errors import WindowError
+from ...generation import last_logits
 from ...reader import Reader
 
 

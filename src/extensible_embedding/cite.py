@@ -1,0 +1,137 @@
+"""Where an answer comes from: the spans that were read raw, and the rows it attended to most.
+
+In: a plan and the answer that was generated after it. Out: citations, each with its place in the
+source in bytes and the sentences that stand there. Knows nothing of how spans were chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .attend import attention_to_rows
+from .context import Context
+
+if TYPE_CHECKING:
+    from .answer import Plan
+    from .reader import Reader
+
+_LONGEST_CHARS = 400
+"""Text on either side in which a sentence's ends are looked for."""
+_ENDS = re.compile(r"[.!?][\"')\]]*\s|\n\s*\n|\n(?=\S)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citation:
+    """A part of a source that an answer draws on."""
+
+    title: str
+    """Of the context."""
+    context: int
+    """Number of the context in the prompt, from 0."""
+    start_byte: int
+    """Where the quoted sentences begin in the source's text, UTF-8."""
+    end_byte: int
+    """Where they end."""
+    quote: str
+    raw: bool
+    """Whether a raw span holds it; else only rows stand for it."""
+    weight: float
+    """Attention of the answer's tokens to its rows, of all that rows of contexts got."""
+
+
+def citations(reader: Reader, plan: Plan, answer: str, *, most: int = 3) -> list[Citation]:
+    """What an answer draws on: raw spans in order, then the rows it attended to most, best first.
+
+    Args:
+        reader: that answered; it reads the prompt and the answer once more.
+        plan: that it answered.
+        answer: its text.
+        most: rows that are cited.
+
+    Raises:
+        InputError: the reader's attention cannot be watched.
+    """
+    return [*_of_spans(reader, plan), *_of_rows(reader, plan, answer, most)]
+
+
+def _of_spans(reader: Reader, plan: Plan) -> Iterator[Citation]:
+    contexts = plan.prompt.contexts
+    for span in plan.prompt.spans:
+        number = next(n for n, context in enumerate(contexts) if context is span.context)
+        yield _citation(reader, number, span.context, (span.start, span.end), raw=True, weight=0.0)
+
+
+def _of_rows(reader: Reader, plan: Plan, answer: str, most: int) -> Iterator[Citation]:
+    contexts, said = plan.prompt.contexts, reader.encode(answer)
+    if not contexts or not len(said):
+        return
+    weights = attention_to_rows(reader, plan.prompt, plan.ks, len(said), said)
+    total = sum(float(each.sum()) for each in weights) or 1.0
+    found = [
+        (float(weight) / total, number, row)
+        for number, each in enumerate(weights)
+        for row, weight in enumerate(each)
+    ]
+    quoted: list[tuple[int, int, int]] = []
+    for weight, number, row in sorted(found, reverse=True):
+        if len(quoted) == most:
+            return
+        span = _row_span(contexts[number], plan.ks[number], row)
+        made = _citation(reader, number, contexts[number], span, raw=False, weight=weight)
+        place = (number, made.start_byte, made.end_byte)
+        if place not in quoted:
+            quoted.append(place)
+            yield made
+
+
+def _row_span(context: Context, k: int, row: int) -> tuple[int, int]:
+    """First token and token after the last of a row at k."""
+    if k == 1:
+        return row, row + 1
+    ends = context.at(k).row_ends()
+    return int(ends[row - 1]) if row else 0, int(ends[row])
+
+
+def _citation(
+    reader: Reader,
+    number: int,
+    context: Context,
+    tokens: tuple[int, int],
+    *,
+    raw: bool,
+    weight: float,
+) -> Citation:
+    """Of tokens of a context, widened to whole sentences."""
+    text = reader.decode(context.token_ids)
+    first, last = (_characters(reader, context, text, token) for token in tokens)
+    last = max(last, first + 1)
+    first, last = _sentences(text, first, last)
+    quote, place = text[first:last], len(text[:first].encode())
+    return Citation(
+        title=context.title,
+        context=number,
+        start_byte=place,
+        end_byte=place + len(quote.encode()),
+        quote=quote,
+        raw=raw,
+        weight=weight,
+    )
+
+
+def _characters(reader: Reader, context: Context, text: str, tokens: int) -> int:
+    """How many characters of the text the first tokens hold whole."""
+    start = reader.decode(context.token_ids[:tokens])
+    return len(start) if text.startswith(start) else len(start.rstrip("\ufffd"))
+
+
+def _sentences(text: str, first: int, last: int) -> tuple[int, int]:
+    """A span of characters, widened to the ends of sentences that are near."""
+    before = text[max(0, first - _LONGEST_CHARS) : first]
+    ends = [found.end() for found in _ENDS.finditer(before)]
+    start = first - (len(before) - ends[-1] if ends else len(before))
+    after = _ENDS.search(text, max(start, last - 1), last + _LONGEST_CHARS)
+    end = after.end() if after else min(len(text), last + _LONGEST_CHARS)
+    return start, max(last, start + len(text[start:end].rstrip()))

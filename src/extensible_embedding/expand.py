@@ -1,0 +1,202 @@
+"""Mixed precision: the spans that matter to a question raw, everything else as rows.
+
+In: contexts and a question. Out: a prompt in which each context's rows are followed by its best
+spans, read raw, under one budget of rows. What matters is the business of a `SpanRanker`: words
+(BM25) by default, the reader's own attention, or an embedding model. Rows lose exact names and
+numbers; raw spans bring them back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from .attend import attention_to_rows
+from .context import Context
+from .errors import InputError, MissingExtraError
+from .prompt import BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
+from .spans import rank_spans
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+PIECE_TOKENS = 64
+"""Of a piece of text that is read raw or not."""
+SHARE = 1 / 3
+"""Part of the room for contexts that spans take by themselves."""
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a context that may be read raw."""
+
+    context: int
+    """Number of the context."""
+    start: int
+    """First token."""
+    end: int
+    """Token after the last."""
+    text: str
+
+
+class SpanRanker(ABC):
+    """One obligatory method: which pieces matter most to a question."""
+
+    @abstractmethod
+    def rank(
+        self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
+    ) -> list[int]:
+        """Numbers of the pieces, best first; any number of them."""
+
+
+class ByWords(SpanRanker):
+    """Pieces that share most and rarest words with the question (BM25)."""
+
+    def rank(
+        self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
+    ) -> list[int]:
+        return rank_spans([piece.text for piece in pieces], question)
+
+
+class ByAttention(SpanRanker):
+    """Pieces whose rows the reader attends to most when it has read the question.
+
+    One reader pass more, over the contexts as rows at the smallest k that fits.
+    """
+
+    def rank(
+        self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
+    ) -> list[int]:
+        prompt = question_prompt(reader, contexts, question)
+        ks = prompt.each_k(choose_k(prompt, reader.window))
+        tail = prompt.parts[-1]
+        assert isinstance(tail, torch.Tensor)
+        weights = attention_to_rows(reader, prompt, ks, len(tail))
+        scores = [
+            _weight_in(contexts[piece.context], ks[piece.context], weights[piece.context], piece)
+            for piece in pieces
+        ]
+        return sorted(range(len(pieces)), key=lambda number: -scores[number])
+
+
+def _weight_in(context: Context, k: int, weights: torch.Tensor, piece: Piece) -> float:
+    """Attention (R,) of rows that end in the piece."""
+    ends = context.at(k).row_ends() if k > 1 else torch.arange(1, context.num_tokens + 1)
+    return float(weights[(ends > piece.start) & (ends <= piece.end)].sum())
+
+
+class ByEmbedding(SpanRanker):
+    """Pieces nearest to the question by an embedding model of sentence-transformers.
+
+    Args:
+        model: its name or folder.
+
+    Raises:
+        MissingExtraError: sentence-transformers is not installed.
+    """
+
+    def __init__(self, model: str) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise MissingExtraError(
+                "Spans are ranked by an embedding model with the package sentence-transformers, "
+                "which is not installed; run `pip install 'extensible-embedding[embedding]'`."
+            ) from error
+        self.model = SentenceTransformer(model)
+
+    def rank(
+        self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
+    ) -> list[int]:
+        vectors = self.model.encode([piece.text for piece in pieces], normalize_embeddings=True)
+        asked = self.model.encode([question], normalize_embeddings=True)[0]
+        scores = (vectors @ asked).tolist()
+        return sorted(range(len(pieces)), key=lambda number: -scores[number])
+
+
+def expanded_prompt(
+    reader: Reader,
+    contexts: Sequence[Context],
+    question: str,
+    *,
+    k: int | str | Sequence[int] = AUTO,
+    expand: int | str = AUTO,
+    room: int,
+    history: Sequence[Turn] = (),
+    ranker: SpanRanker | None = None,
+) -> Prompt:
+    """A question's prompt with the best spans of its contexts raw; where all fits raw, as it is.
+
+    Args:
+        reader: that is asked.
+        contexts: as of `question_prompt`.
+        question: as of `question_prompt`.
+        k: at which the contexts are to be read.
+        expand: tokens of spans, or "auto": a third of the room, less where rows need more.
+        room: rows of the whole prompt.
+        history: as of `question_prompt`.
+        ranker: says which spans are best, by default `ByWords`.
+
+    Raises:
+        InputError: `expand` is neither a number of tokens nor "auto".
+        WindowError: even the rows alone do not fit.
+    """
+    plain = question_prompt(reader, contexts, question, history)
+    chosen = fit(plain, k, room)
+    if plain.num_rows(1) <= room:
+        return plain
+    coarsest = tuple(context.coarsest_k for context in contexts)
+    least = plain.num_rows(coarsest if k == AUTO else chosen)
+    budget = min(_budget(expand, room - plain.num_raw), room - least)
+    pieces = [
+        piece for number, each in enumerate(contexts) for piece in _pieces(reader, number, each)
+    ]
+    best = (ranker or ByWords()).rank(reader, contexts, pieces, question)
+    gap = len(reader.encode(BETWEEN_SPANS))
+    spans = _merged([pieces[number] for number in best[: budget // (PIECE_TOKENS + gap)]], contexts)
+    return question_prompt(reader, contexts, question, history, spans)
+
+
+def _budget(expand: int | str, room: int) -> int:
+    if expand == AUTO:
+        return int(SHARE * room)
+    if isinstance(expand, bool) or not isinstance(expand, int) or expand < 0:
+        raise InputError(
+            f'Spans take a number of tokens, 0 or more, or "auto", but expand is {expand!r}; give '
+            "one of these."
+        )
+    return expand
+
+
+def _pieces(reader: Reader, number: int, context: Context) -> list[Piece]:
+    parts = context.token_ids.split(PIECE_TOKENS)
+    return [
+        Piece(
+            context=number,
+            start=place * PIECE_TOKENS,
+            end=place * PIECE_TOKENS + len(part),
+            text=reader.decode(part),
+        )
+        for place, part in enumerate(parts)
+    ]
+
+
+def _merged(pieces: Sequence[Piece], contexts: Sequence[Context]) -> list[RawSpan]:
+    """Pieces in the order of the text, neighbours together."""
+    ordered = sorted(pieces, key=lambda piece: (piece.context, piece.start))
+    runs = groupby(
+        enumerate(ordered), key=lambda at: (at[1].context, at[1].start - at[0] * PIECE_TOKENS)
+    )
+    spans = []
+    for (number, _), run in runs:
+        together = [piece for _, piece in run]
+        spans.append(
+            RawSpan(context=contexts[number], start=together[0].start, end=together[-1].end)
+        )
+    return spans

@@ -1,0 +1,174 @@
+"""Spans that matter are raw, everything else is rows, and both keep to the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import make_embedder
+
+from extensible_embedding import Context, ExtensibleEmbedder, Reader
+from extensible_embedding.errors import InputError, MissingExtraError, WindowError
+from extensible_embedding.expand import (
+    PIECE_TOKENS,
+    ByAttention,
+    ByEmbedding,
+    ByWords,
+    Piece,
+    SpanRanker,
+    expanded_prompt,
+)
+from extensible_embedding.prompt import choose_k, question_prompt
+
+FILLER = "Nothing at all is told in this long and idle sentence about the weather. "
+NEEDLE = "The zebra hides behind the violet door. "
+QUESTION = "Where does the zebra hide?"
+
+
+@pytest.fixture
+def embedder(tiny_reader: Reader) -> ExtensibleEmbedder:
+    return make_embedder(tiny_reader, chunk_tokens=64)
+
+
+@pytest.fixture
+def context(embedder: ExtensibleEmbedder) -> Context:
+    return embedder.compress(FILLER * 12 + NEEDLE + FILLER * 12, k=4)
+
+
+class InOrder(SpanRanker):
+    """The first pieces of all."""
+
+    def rank(
+        self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
+    ) -> list[int]:
+        return list(range(len(pieces)))
+
+
+def test_the_span_that_shares_words_is_raw(tiny_reader: Reader, context: Context) -> None:
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=600)
+    raw = [tiny_reader.decode(context.token_ids[each.start : each.end]) for each in prompt.spans]
+    assert "zebra" in "".join(raw)
+    assert prompt.num_rows(choose_k(prompt, 600)) <= 600
+    assert prompt.contexts == [context]
+
+
+@pytest.mark.parametrize("room", [200, 333, 600, 1000])
+@pytest.mark.parametrize("expand", ["auto", 0, 64, 10_000])
+def test_the_budget_holds_and_all_is_read(
+    tiny_reader: Reader, context: Context, room: int, expand: int | str
+) -> None:
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, expand=expand, room=room)
+    assert prompt.num_rows(choose_k(prompt, room)) <= room
+    spans = sum(map(len, prompt.spans))
+    left = room - question_prompt(tiny_reader, [context], QUESTION).num_raw
+    assert spans <= (left / 3 if expand == "auto" else int(expand))
+    assert len(prompt.contexts) == 1
+
+
+def test_a_k_that_is_given_is_kept(tiny_reader: Reader, context: Context) -> None:
+    plain = question_prompt(tiny_reader, [context], QUESTION)
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, k=8, room=plain.num_rows(8) + 150)
+    assert prompt.num_rows(8) <= plain.num_rows(8) + 150
+    assert prompt.spans
+    with pytest.raises(WindowError):
+        expanded_prompt(tiny_reader, [context], QUESTION, k=8, room=plain.num_rows(8) - 1)
+
+
+def test_what_fits_raw_stays_raw(tiny_reader: Reader, context: Context) -> None:
+    plain = question_prompt(tiny_reader, [context], QUESTION)
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=plain.num_rows(1))
+    assert not prompt.spans
+    assert choose_k(prompt, plain.num_rows(1)) == 1
+
+
+def test_spans_follow_their_context_in_order_and_neighbours_are_one(
+    tiny_reader: Reader, embedder: ExtensibleEmbedder, context: Context
+) -> None:
+    other = embedder.compress(FILLER * 10, k=4, title="Other")
+    prompt = expanded_prompt(
+        tiny_reader, [context, other], QUESTION, expand=5 * 70, room=1400, ranker=InOrder()
+    )
+    assert [(each.start, each.end) for each in prompt.spans] == [(0, 5 * PIECE_TOKENS)]
+    assert prompt.spans[0].context is context
+    places = [
+        next(number for number, part in enumerate(prompt.parts) if part is each)
+        for each in (context, prompt.spans[0], other)
+    ]
+    assert places == sorted(places)
+
+
+def test_embeds_hold_the_raw_tokens(tiny_reader: Reader, context: Context) -> None:
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=600, ranker=InOrder())
+    k = choose_k(prompt, 600)
+    embeds, place = prompt.embeds(tiny_reader, k), 0
+    assert len(embeds) == prompt.num_rows(k)
+    for part, rows in zip(prompt.parts, prompt.part_rows(k), strict=True):
+        if part is prompt.spans[0]:
+            ids = context.token_ids[: prompt.spans[0].end]
+            assert torch.equal(embeds[place : place + rows], tiny_reader.embed_tokens(ids))
+        place += rows
+
+
+def test_attention_ranks_pieces_by_what_their_rows_get(
+    tiny_reader: Reader, context: Context
+) -> None:
+    pieces = [
+        Piece(context=0, start=start, end=start + PIECE_TOKENS, text="")
+        for start in range(0, context.num_tokens, PIECE_TOKENS)
+    ]
+    ranked = ByAttention().rank(tiny_reader, [context], pieces, QUESTION)
+    assert sorted(ranked) == list(range(len(pieces)))
+    assert ranked != sorted(ranked)
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=600, ranker=ByAttention())
+    assert prompt.spans
+
+
+def test_words_are_the_default(tiny_reader: Reader, context: Context) -> None:
+    found, expected = (
+        expanded_prompt(tiny_reader, [context], QUESTION, room=600, ranker=ranker).spans
+        for ranker in (None, ByWords())
+    )
+    assert [(s.start, s.end) for s in found] == [(s.start, s.end) for s in expected]
+
+
+def test_an_embedding_model_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtraError, match=r"extensible-embedding\[embedding\]"):
+        ByEmbedding("model")
+
+
+def test_an_embedding_model_ranks_by_nearness(
+    monkeypatch: pytest.MonkeyPatch, tiny_reader: Reader, context: Context
+) -> None:
+    """With a stand-in for the package: vectors count letters."""
+
+    class SentenceTransformer:
+        def __init__(self, model: str) -> None:
+            assert model == "letters"
+
+        def encode(self, texts: list[str], normalize_embeddings: bool) -> torch.Tensor:
+            counts = torch.tensor([[float(t.count(c)) for c in "zvx"] for t in texts])
+            return torch.nn.functional.normalize(counts, dim=1).numpy()
+
+    stand_in = type("Module", (), {"SentenceTransformer": SentenceTransformer})
+    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", stand_in)
+    pieces = [Piece(context=0, start=0, end=1, text=each) for each in ("xx", "zv", "v")]
+    ranked = ByEmbedding("letters").rank(tiny_reader, [context], pieces, "zzvv")
+    assert ranked == [1, 2, 0]
+
+
+@pytest.mark.parametrize("expand", [-1, 2.5, "all", True])
+def test_an_expand_that_is_no_number(
+    tiny_reader: Reader, context: Context, expand: int | str
+) -> None:
+    with pytest.raises(InputError, match="a number of tokens"):
+        expanded_prompt(tiny_reader, [context], QUESTION, expand=expand, room=600)
+
+
+def test_answers_expand(embedder: ExtensibleEmbedder, context: Context) -> None:
+    reader = Reader(embedder.reader.model, embedder.reader.tokenizer, window=700)
+    answer = reader.answer(context, QUESTION, expand="auto", max_new_tokens=4)
+    plain = reader.answer(context, QUESTION, max_new_tokens=4)
+    assert answer.k > plain.k
+    assert answer.prompt_rows <= 696
