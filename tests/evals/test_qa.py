@@ -149,3 +149,33 @@ def test_written_records_are_json(evaluate: Callable[..., list[QaRecord]], tmp_p
     found = json.loads((tmp_path / "out.json").read_text())
     assert [record["scorer"] for record in found["records"]] == [r.scorer for r in records]
     assert "target_loss_nats" not in found
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("answers", ["Paris", "Oslo"], "answers to a question are a list of texts.*'Paris'"),
+        ("answers", [None, ["Oslo"]], "answers to a question are a list of texts.*None"),
+        ("answers", [[None], ["Oslo"]], "answers to a question are a list of texts"),
+        ("context", [None, "a"], "has a text under `context`.*None"),
+        ("question", ["a", None], "has a text under `question`.*None"),
+    ],
+)
+def test_columns_of_another_type_are_refused(
+    tmp_path: Path, column: str, values: list[object], message: str
+) -> None:
+    """The letters of a text are no answers: each of them stands in any prediction."""
+    columns: dict[str, list[object]] = {
+        "id": ["1", "2"], "doc_id": [None, "b"], "context": ["a", "b"], "question": ["c", "d"],
+        "answers": [["e"], ["f"]], "task": ["t", "t"],
+    }  # fmt: skip
+    pq.write_table(pa.table({**columns, column: values}), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match=message):
+        list(make_task("squad2", tmp_path / "q.parquet").examples())
+
+
+@pytest.mark.parametrize("texts", [[], [None], [""]])
+def test_a_haystack_needs_a_book_with_text(tmp_path: Path, texts: list[str | None]) -> None:
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="made from books, but .* has none with text"):
+        next(make_task("passkey", tmp_path / "b.parquet").examples())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,16 +84,45 @@ class ParquetTask(Task):
         """
         for row in read_rows(self.path, self.columns):
             yield Example(
-                id=row["id"],
-                group=row["doc_id"],
-                context=row["context"],
-                question=row["question"],
-                answers=tuple(row["answers"]),
-                setting=row["task"],
+                id=str(row["id"]),
+                group=str(row["doc_id"]),
+                context=text_of(row, "context", self.path),
+                question=text_of(row, "question", self.path),
+                answers=answers_of(row["answers"], self.path),
+                setting=str(row["task"] or ""),
             )
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def text_of(row: Mapping[str, object], name: str, path: Path) -> str:
+    """A field of an example that is a text.
+
+    Raises:
+        InputError: it is something else, or missing.
+    """
+    found = row[name]
+    if not isinstance(found, str):
+        raise InputError(
+            f"Every example has a text under `{name}`, but one of {str(path)!r} has {found!r}; "
+            "correct the file or leave the example out."
+        )
+    return found
+
+
+def answers_of(found: object, path: Path) -> tuple[str, ...]:
+    """The answers of an example.
+
+    Raises:
+        InputError: they are no list of texts. Of one text every letter would be an answer.
+    """
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise InputError(
+            f"The answers to a question are a list of texts, but {str(path)!r} has {found!r}; make "
+            "each a list, also where there is one answer."
+        )
+    return tuple(found)
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of a parquet file, a batch at a time.
 
     Raises:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..scorers import longbench_classes, require
-from .base import Example, Task, read_lines
+from .base import Example, Task, answers_of, read_lines
 
 _FIELDS = ("input", "context", "answers", "length", "dataset", "all_classes", "_id")
 _FEW_SHOT = ("trec", "triviaqa", "samsum", "lsht")
@@ -47,7 +47,7 @@ class LongBench(Task):
     own_words = True
 
     def __init__(self, path: Path) -> None:
-        self._rows = read_lines(path, _FIELDS)
+        self.path, self._rows = path, read_lines(path, _FIELDS)
         self.dataset = _dataset(path, self._rows)
         self.name = f"longbench-{self.dataset}"
         settings = _settings()[self.dataset]
@@ -67,7 +67,7 @@ class LongBench(Task):
                 before=self._before,
                 context=row["context"],
                 question=row["input"],
-                answers=tuple(row["answers"]),
+                answers=answers_of(row["answers"], self.path),
                 classes=tuple(row["all_classes"] or ()),
                 setting=_range(int(row["length"])),
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import InputError
 from .base import Example, Task, read_rows
 
 _CITIES = ("Lisbon", "Oslo", "Quito", "Hanoi", "Dakar", "Riga", "Lima", "Kyoto")
@@ -45,8 +46,17 @@ class Passkey(Task):
         self.repeats, self.seed = repeats, seed
 
     def examples(self) -> Iterator[Example]:
-        """Every length and depth, `repeats` times."""
-        books = [row["text"] for row in read_rows(self.path, ["text"])]
+        """Every length and depth, `repeats` times.
+
+        Raises:
+            InputError: the file has no text.
+        """
+        books = [row["text"] for row in read_rows(self.path, ["text"]) if row["text"]]
+        if not books:
+            raise InputError(
+                f"A haystack is made from books, but {str(self.path)!r} has none with text; give "
+                "another file."
+            )
         for length in self.lengths:
             for depth in self.depths:
                 for number in range(self.repeats):

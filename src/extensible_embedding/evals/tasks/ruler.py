@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError
-from .base import Example, Task, read_lines
+from .base import Example, Task, answers_of, read_lines
 
 _FIELDS = ("index", "input", "outputs", "length")
 
@@ -87,7 +87,7 @@ class Ruler(Task):
     own_words = True
 
     def __init__(self, path: Path) -> None:
-        self._rows = read_lines(path, _FIELDS)
+        self.path, self._rows = path, read_lines(path, _FIELDS)
         self.kind = _kind(path, self._rows[0]["input"] if self._rows else "")
         stem = path.parent.name if path.stem in _NAMELESS else path.stem
         longest = max(int(row["length"]) for row in self._rows)
@@ -109,7 +109,7 @@ class Ruler(Task):
                 before=before,
                 context=context,
                 question=question,
-                answers=tuple(row["outputs"]),
+                answers=answers_of(row["outputs"], self.path),
                 answer_prefix=row.get("answer_prefix", ""),
             )
 
