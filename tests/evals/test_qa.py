@@ -179,3 +179,22 @@ def test_a_haystack_needs_a_book_with_text(tmp_path: Path, texts: list[str | Non
     pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "b.parquet")
     with pytest.raises(InputError, match="made from books, but .* has none with text"):
         next(make_task("passkey", tmp_path / "b.parquet").examples())
+
+
+def test_answers_to_other_questions_of_the_same_id_are_not_taken_over(
+    tiny_embedder: ExtensibleEmbedder, tmp_path: Path
+) -> None:
+    """Another file, or another row of the same file: neither gets an answer that is not its own."""
+    columns: dict[str, list[object]] = {
+        "id": ["1", "1"], "doc_id": ["a", "b"], "context": ["abc " * 9, "xyz " * 9],
+        "question": ["What?", "Who?"], "answers": [["e"], ["f"]], "task": ["t", "t"],
+    }  # fmt: skip
+    other = {**columns, "context": ["another " * 9, "xyz " * 9]}
+    tasks = []
+    for name, table in (("one", columns), ("two", other)):
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        tasks.append(make_task("squad2", tmp_path / f"{name}.parquet"))
+    journal = tmp_path / "p.journal"
+    for task, answers in zip(tasks, (2, 3), strict=True):  # the second row is in both files
+        evaluate_qa(tiny_embedder, [task], methods=["truncate"], journal=journal)
+        assert len(journal.read_text().splitlines()) == 1 + answers

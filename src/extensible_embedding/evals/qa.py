@@ -7,6 +7,7 @@ task. It knows nothing of how a method reads and of how a score is made.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -181,10 +182,13 @@ def _frame(reader: Reader, task: Task, example: Example) -> tuple[Tensor, Tensor
 
 
 def _key(task: Task, example: Example, setting: QaSetting) -> Key:
+    """An id alone may be another file's, or twice in one: what is asked is part of it."""
+    asked = (example.before, example.context, example.question, example.answer_prefix)
     return (
         task.name,
         task.version,
         example.id,
+        hashlib.sha256(repr(asked).encode()).hexdigest()[:12],
         setting.method,
         setting.k,
         setting.window or 0,
