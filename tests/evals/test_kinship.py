@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from extensible_embedding import Reader
-from extensible_embedding.evals.kinship import ANOTHER, DERIVATIVE, OWN, compare_readers
+from extensible_embedding.evals.kinship import (
+    ANOTHER,
+    DERIVATIVE,
+    OWN,
+    compare_readers,
+    reader_digest,
+)
 
 
 def changed(reader: Reader, change: Callable[[LlamaForCausalLM], object]) -> Reader:
@@ -99,3 +106,20 @@ def test_a_token_that_no_text_has_leaves_the_tokenizer_the_same(tiny_reader: Rea
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
     assert compare_readers(tiny_reader, Reader(tiny_reader.model, tokenizer)).relation == OWN
+
+
+def test_other_positions_with_the_same_weights_make_a_derivative(tiny_reader: Reader) -> None:
+    """As where a configuration was edited to read longer texts."""
+    model = copy.deepcopy(tiny_reader.model)
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 500.0}
+    found = compare_readers(tiny_reader, Reader(model, byte_tokenizer()))
+    assert found.same_weights
+    assert not found.same_settings
+    assert found.relation == DERIVATIVE
+    assert reader_digest(tiny_reader) != reader_digest(Reader(model, byte_tokenizer()))
+
+
+def test_the_digest_of_a_reader_is_the_same_after_saving(
+    tiny_reader: Reader, tiny_reader_folder: Path
+) -> None:
+    assert reader_digest(tiny_reader) == reader_digest(Reader.from_pretrained(tiny_reader_folder))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -342,3 +343,35 @@ def test_a_budget_measures_fewer_targets_of_every_domain(evaluate: Evaluate) -> 
 def test_methods_of_a_window_need_one(evaluate: Evaluate) -> None:
     with pytest.raises(InputError, match="'truncate' reads what fits a window, so it needs one"):
         evaluate(methods=["truncate"])
+
+
+def adapted(embedder: ExtensibleEmbedder) -> ExtensibleEmbedder:
+    """The same embedder with a reader whose token embeddings alone are the same."""
+    reader = Reader(copy.deepcopy(embedder.reader.model), embedder.reader.tokenizer, name="adapted")
+    reader.model.model.layers[3].mlp.up_proj.weight.data.mul_(1.5)
+    assert reader.fingerprint == embedder.reader.fingerprint
+    other = ExtensibleEmbedder(embedder.config, reader, copy_weights=False)
+    other.load_state_dict(embedder.state_dict())
+    return other.eval()
+
+
+def test_a_journal_of_another_reader_with_the_same_token_embeddings_is_refused(
+    tiny_embedder: ExtensibleEmbedder, data: list[Path], tmp_path: Path
+) -> None:
+    """An adapter or a quantised copy: the fingerprint does not see them."""
+    journal = tmp_path / "j.jsonl"
+    evaluate_lm(tiny_embedder, data, **ASKED, journal=journal)
+    with pytest.raises(InputError, match="begun with reader weights"):
+        evaluate_lm(adapted(tiny_embedder), data, **ASKED, journal=journal)
+
+
+def test_a_journal_of_another_window_is_refused(
+    tiny_embedder: ExtensibleEmbedder, data: list[Path], tmp_path: Path
+) -> None:
+    journal = tmp_path / "j.jsonl"
+    evaluate_lm(tiny_embedder, data, **ASKED, journal=journal)
+    reader = Reader(tiny_embedder.reader.model, tiny_embedder.reader.tokenizer, window=300)
+    other = ExtensibleEmbedder(tiny_embedder.config, reader, copy_weights=False)
+    other.load_state_dict(tiny_embedder.state_dict())
+    with pytest.raises(InputError, match="begun with window 512, but now it is 300"):
+        evaluate_lm(other.eval(), data, **ASKED, journal=journal)

@@ -212,6 +212,8 @@ def _relation(kinship: Kinship, own: str) -> str:
             ("weights", kinship.same_weights),
         )
     ]
+    if not kinship.same_settings:
+        same.append("other settings")
     if kinship.embedding_cosine is not None:
         same.append(f"token embeddings at a cosine of {kinship.embedding_cosine:.3f}")
     return f"{kind} ({', '.join(same)})"

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..checkpoint import check_reader, describe_reader, load_weights, own_weights
 from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, InputError, MismatchError
 from ..reader import Reader
-from .kinship import OWN, Kinship, compare_readers, weight_samples
+from .kinship import OWN, Kinship, compare_readers, reader_digest
 from .lm import Progress, Yardstick, evaluate_lm
 from .records import MEAN, LmRecord
 from .scoring import Bounded, Losses, Setting, kept_share
@@ -252,12 +251,11 @@ def _measure(embedder: ExtensibleEmbedder, plan: Plan, progress: Progress | None
 
 def _journal_name(embedder: ExtensibleEmbedder, plan: Plan) -> str:
     """Tells apart whatever losses depend on, all weights of the reader among it."""
-    digest = hashlib.sha256(embedder.fingerprint.encode())
-    for name, sample in weight_samples(embedder.reader).items():
-        digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+    reader = embedder.reader
     sizes = [(path.name, path.stat().st_size) for path in map(Path, plan.data)]
-    digest.update(repr((sizes, plan.context_tokens, plan.seed)).encode())
-    return f"check-{digest.hexdigest()[:12]}.journal"
+    models = embedder.fingerprint, reader_digest(reader), str(reader.dtype), reader.window
+    asked = repr((*models, sizes, plan.context_tokens, plan.seed))
+    return f"check-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.journal"
 
 
 def _part(progress: Progress | None, number: int) -> Progress | None:

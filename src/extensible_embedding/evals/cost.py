@@ -26,6 +26,7 @@ from .cost_scoring import Measured, Models, score_cost
 from .cost_settings import MODES, OFFLINE, CostSetting, check_settings, raw_of
 from .flops import shape_of
 from .journal import Journal
+from .kinship import belongs_to_reader
 from .memory import ModelSource, peak_memory, warm_up
 from .methods import METHODS, CannotRunError, Reading
 from .records import CostRecord, hardware
@@ -286,10 +287,8 @@ class _Run:
         reader = self.embedder.reader
         return {
             "embedder": self.embedder.fingerprint,
-            "reader": reader.fingerprint,
-            "dtype": str(reader.dtype),
+            **belongs_to_reader(reader),
             "device": str(reader.device),
-            "window": reader.window,
             "raw_limit": self.raw_limit,
             "first_tokens": self.token_ids[:8].tolist(),
             "hardware": hardware(),

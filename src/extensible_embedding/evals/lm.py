@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
 from .journal import Journal
+from .kinship import belongs_to_reader
 from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
 from .records import LmRecord
 from .scoring import NONE, Losses, Setting, raw_of, score
@@ -123,7 +124,7 @@ def _journal(
 ) -> Journal:
     belongs_to = {
         "embedder": embedder.fingerprint,
-        "reader": embedder.reader.fingerprint,
+        **belongs_to_reader(embedder.reader),
         "data": [[Path(file).name, Path(file).stat().st_size] for file in data],
         "longest_context": longest,
         "concatenate": concatenate or None,  # as in journals from before there was a choice

@@ -24,6 +24,7 @@ from ..errors import InputError, WindowError
 from ..prompt import message_frame, question_frame
 from ..reader import Reader
 from .journal import Journal, Key
+from .kinship import belongs_to_reader
 from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
 from .records import QaRecord
 from .scoring import RESAMPLES
@@ -81,8 +82,12 @@ def evaluate_qa(
         InputError: an argument or a file is not usable.
     """
     settings = _settings(methods, scale_factors, windows)
-    names = {"embedder": embedder.fingerprint, "reader": embedder.reader.fingerprint, "seed": seed}
-    run = _Run(embedder, settings, Journal(journal, names))
+    belongs_to = {
+        "embedder": embedder.fingerprint,
+        **belongs_to_reader(embedder.reader),
+        "seed": seed,
+    }
+    run = _Run(embedder, settings, Journal(journal, belongs_to))
     drawn = {task: _draw(task, num_examples, seed) for task in tasks}
     deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     with torch.inference_mode():
