@@ -121,6 +121,7 @@ class ContextStore:
         row_type: str = "bfloat16",
         title: str = "",
         metadata: Mapping[str, Any] | None = None,
+        replace: bool = False,
         progress: Progress | None = None,
     ) -> StoredContext:
         """Compresses a text and keeps it; the same text with the same settings is not read again.
@@ -133,6 +134,7 @@ class ContextStore:
             row_type: bfloat16, float16, float32, or int8 with a scale for each row.
             title: a name to show, by default `name`.
             metadata: anything that JSON can hold.
+            replace: take the place of a context of that name, which stays until this one is whole.
             progress: called with (tokens done, tokens in all).
 
         Raises:
@@ -149,7 +151,7 @@ class ContextStore:
             changed=now,
         )
         piece = tokenized(embedder.reader, text) if text else None
-        with self.changing(name, new=True) as folder:
+        with self.changing(name, new=not (replace and name in self)) as folder:
             segments: Sequence[Segment] = ()
             if piece is not None:
                 segments = self._segments(folder, embedder, manifest.settings, piece, progress)
