@@ -35,7 +35,10 @@ def commands(page: str) -> list[list[str]]:
 
 
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-EXTENSIBLE = [words[1:] for words in commands(README + TRAINING) if words[0] == "extensible"]
+STORE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
+EXTENSIBLE = [
+    words[1:] for words in commands(README + TRAINING + STORE) if words[0] == "extensible"
+]
 MAKE = [words[1] for words in commands(README) if words[0] == "make"]
 
 
@@ -79,7 +82,7 @@ def test_readme_python_runs(tmp_path):
     book = (PACKAGE / "assets" / "northanger-abbey.txt").read_text(encoding="utf-8")
     (tmp_path / "book.txt").write_text(book[:6000], encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", blocks(README, "python")[0]],
+        [sys.executable, "-c", "\n".join(blocks(README, "python")[:2])],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import pytest
 from conftest import byte_tokenizer, tiny_llama
 from typer.testing import CliRunner, Result
 
-from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.cli import app
 
 
@@ -52,10 +52,19 @@ def book(tmp_path: Path, text: str) -> Path:
 
 
 @pytest.fixture
-def saved(run: Run, book: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "saved"
-    assert run("compress", book, "--out", folder, "--k", "4").exit_code == 0
-    return folder
+def saved(tiny_embedder: ExtensibleEmbedder, book: Path, tmp_path: Path) -> Path:
+    """A folder as `Context.save` writes it."""
+    context = tiny_embedder.compress(book.read_text(encoding="utf-8"), k=4, title="book")
+    context.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def library(tiny_embedder: ExtensibleEmbedder, book: Path, tmp_path: Path) -> Path:
+    """A store with one context, `book`, at k=4."""
+    store = ContextStore(tmp_path / "library")
+    store.add("book", book.read_text(encoding="utf-8"), tiny_embedder, title="A book")
+    return tmp_path / "library"
 
 
 @pytest.fixture

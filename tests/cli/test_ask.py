@@ -6,9 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from extensible_embedding import Context, ExtensibleEmbedder, released
+from extensible_embedding import Context, ContextStore, ExtensibleEmbedder, released
 from extensible_embedding.cli import console
 
 from .conftest import Run, refused
@@ -52,13 +53,78 @@ def test_ask_auto_takes_the_smallest_k(run: Run, book: Path) -> None:
     assert json.loads(run("ask", book, *rest).stdout)["k"] == 1
 
 
-def test_ask_files_and_folders_together(run: Run, saved: Path, book: Path, tmp_path: Path) -> None:
+def test_ask_files_folders_and_stores_together(
+    run: Run, saved: Path, library: Path, book: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "many"
-    assert run("compress", book, book, "--out", folder, "--k", "4").exit_code == 0
-    result = run("ask", folder, saved, book, "-q", "Who?", "--max-new-tokens", "4", "--json")
+    for name in ("one", "two"):
+        Context.load(saved).save(folder / name)
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json")
+    result = run("ask", folder, saved, library, book, *rest)
     answer = json.loads(result.stdout)
     assert answer["k"] % 4 == 0
-    assert answer["num_context_tokens"] == 4 * Context.load(saved).num_tokens
+    assert answer["num_context_tokens"] == 5 * Context.load(saved).num_tokens
+
+
+def test_a_context_of_a_store(run: Run, saved: Path, library: Path, book: Path) -> None:
+    rest = ("-q", "Who?", "--k", "4", "--max-new-tokens", "8", "--json")
+    places = (saved, library, f"{library}:book", f"file://{library}", f"file://{library}:book")
+    answers = [run("ask", place, *rest).stdout for place in places]
+    assert len(set(answers)) == 1
+    assert json.loads(answers[0])["k"] == 4
+
+
+def test_all_contexts_of_a_store_are_read(run: Run, library: Path, tmp_path: Path) -> None:
+    (tmp_path / "a: b.txt").write_text("Another text.")
+    assert run("compress", tmp_path / "a: b.txt", "--out", library).exit_code == 0
+    assert run("store", "append", library, "log", "-", "--new", stdin="x").exit_code == 0
+    rest = ("-q", "Who?", "--k", "8", "--max-new-tokens", "2", "--json")
+    tokens = [
+        json.loads(run("ask", source, *rest).stdout)["num_context_tokens"]
+        for source in (library, f"{library}:a: b", f"{library}:log")
+    ]
+    assert tokens[1:] == [len("Another text."), 1]
+    assert tokens[0] > sum(tokens[1:])
+
+
+def test_a_store_behind_a_url(run: Run, library: Path) -> None:
+    remote = fsspec.filesystem("memory")
+    remote.put(str(library), "/shelf", recursive=True)
+    rest = ("-q", "Who?", "--k", "4", "--max-new-tokens", "2")
+    for source in ("memory://shelf", "memory://shelf:book"):
+        assert run("ask", source, *rest).exit_code == 0
+    refused(run("ask", "memory://nowhere", *rest), 2, "'memory://nowhere' is none", "check the")
+    refused(run("ask", "memory://shelf:novel", *rest), 2, "has no 'novel'", "store list")
+    refused(run("ask", "nonsense://shelf", *rest), 2, "nonsense")
+    remote.rm("/shelf", recursive=True)
+
+
+def test_a_store_that_cannot_be_reached(
+    run: Run, monkeypatch: pytest.MonkeyPatch, no_reader: None
+) -> None:
+    def broken(*arguments: object, **settings: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.info", broken)
+    result = run("ask", "memory://shelf", "-q", "Who?")
+    refused(result, 6, "'memory://shelf' cannot be (no route to host)", "connection")
+
+
+def test_a_file_whose_name_has_a_colon(run: Run, library: Path, tmp_path: Path) -> None:
+    file = tmp_path / "library:book"
+    file.write_text("Few words.")
+    result = run("ask", "library:book", "-q", "Who?", "--max-new-tokens", "2", "--json")
+    assert json.loads(result.stdout)["num_context_tokens"] == len("Few words.")
+    refused(run("ask", "nothing:book", "-q", "Who?"), 2, "there is no 'nothing:book'")
+    refused(run("ask", f"{library}:novel", "-q", "Who?"), 2, "has no 'novel'", "store list")
+
+
+def test_a_store_without_text(run: Run, library: Path, tiny_embedder: ExtensibleEmbedder) -> None:
+    store = ContextStore(library)
+    store.add("log", "", tiny_embedder)
+    refused(run("ask", f"{library}:log", "-q", "Who?"), 2, ":log' is empty", "store append")
+    store.delete("book")
+    refused(run("ask", library, "-q", "Who?"), 2, "holds no text", "extensible compress FILE")
 
 
 def test_ask_that_does_not_fit_names_a_k(run: Run, saved: Path) -> None:
@@ -89,26 +155,34 @@ def test_damaged_context(run: Run, saved: Path) -> None:
     refused(run("ask", saved, "-q", "Who?"), 4, "rows.safetensors", "truncated")
 
 
+def test_damaged_store(run: Run, library: Path) -> None:
+    rows = next(library.rglob("*.safetensors"))
+    rows.write_bytes(rows.read_bytes()[:-100])
+    refused(run("ask", library, "-q", "Who?"), 4, rows.name, "extensible store repair")
+
+
 def test_damaged_embedder(run: Run, book: Path, embedder_folder: Path) -> None:
     (embedder_folder / "model.safetensors").write_bytes(b"nothing")
     refused(run("compress", book, "--out", "out"), 4, "model.safetensors")
 
 
 def test_another_reader(
-    run: Run, saved: Path, book: Path, embedder_folder: Path, fine_tuned: Path
+    run: Run, saved: Path, library: Path, book: Path, embedder_folder: Path, fine_tuned: Path
 ) -> None:
     models = ("--reader", fine_tuned, "--embedder", embedder_folder)
     result = run("ask", saved, "-q", "Who?", *models, models=False)
-    refused(result, 5, "saved'", "--reader", "--derivative")
+    refused(result, 5, "saved'", "--reader", "compress it again", "--derivative")
+    result = run("ask", library, "-q", "Who?", *models, models=False)
+    refused(result, 5, f"`extensible store reembed {library} book`", "--reader", "--derivative")
     refused(run("compress", book, "--out", "out", *models, models=False), 5, "give --derivative")
 
 
 def test_a_fine_tune_reads_with_derivative(
-    run: Run, saved: Path, book: Path, embedder_folder: Path, fine_tuned: Path
+    run: Run, saved: Path, library: Path, book: Path, embedder_folder: Path, fine_tuned: Path
 ) -> None:
     models = ("--reader", fine_tuned, "--embedder", embedder_folder, "--derivative")
     rest = ("-q", "Who?", "--max-new-tokens", "2", *models)
-    result = run("ask", saved, book, *rest, models=False)
+    result = run("ask", saved, library, book, *rest, models=False)
     assert result.exit_code == 0, result.output
     assert run("compress", book, "--out", "out", *models, models=False).exit_code == 0
     assert run("ask", "out", *rest, models=False).exit_code == 0
@@ -162,13 +236,16 @@ def test_auto_is_the_smallest_k_that_fits(
         assert others + context.rows_at(answer["k"] - 1) + 4 > 512
 
 
-def test_folders_without_a_common_k(run: Run, book: Path, saved: Path, tmp_path: Path) -> None:
-    for k in ("3", "7"):
-        assert run("compress", book, "--out", f"at-{k}", "--k", k).exit_code == 0
-    rest = ("-q", "Who?", "--max-new-tokens", "4")
-    refused(run("ask", "at-3", "at-7", book, *rest), 3, "'at-3' at 3", "'at-7' at 7", "again")
-    result = run("ask", "at-3", saved, book, *rest, "--json")
-    assert json.loads(result.stdout)["k"] == 12
+def test_each_context_is_read_at_a_k_of_its_own(
+    run: Run, book: Path, saved: Path, tiny_embedder: ExtensibleEmbedder
+) -> None:
+    for k in (3, 7):
+        tiny_embedder.compress(book.read_text(), k=k).save(f"at-{k}")
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json")
+    answer = json.loads(run("ask", "at-3", "at-7", book, *rest).stdout)
+    assert answer["k"] == 7
+    assert answer["prompt_rows"] + 4 <= 512
+    assert json.loads(run("ask", "at-3", saved, book, *rest).stdout)["k"] < 12
 
 
 def test_rows_at_1_are_read_as_text(
@@ -180,9 +257,13 @@ def test_rows_at_1_are_read_as_text(
     assert json.loads(result.stdout)["k"] == 3
 
 
-def test_a_k_that_saved_rows_do_not_have(run: Run, saved: Path, no_reader: None) -> None:
+def test_a_k_that_saved_rows_do_not_have(
+    run: Run, saved: Path, library: Path, no_reader: None
+) -> None:
     result = run("ask", saved, "-q", "Who?", "--k", "3")
     refused(result, 2, "saved' was compressed at k=4", "read at 1, 4, 8, 12, 16", "--k is 3")
+    result = run("ask", library, "-q", "Who?", "--k", "6")
+    refused(result, 2, "library:book' was", f"`extensible store reembed {library} book --k 6`")
 
 
 @pytest.mark.usefixtures("no_reader")

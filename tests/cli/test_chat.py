@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from extensible_embedding import AnswerStream, Prompt, Reader, prompt
+from extensible_embedding import (
+    AnswerStream,
+    Context,
+    ContextStore,
+    ExtensibleEmbedder,
+    Prompt,
+    Reader,
+    prompt,
+)
 from extensible_embedding.prompt import Turn
+from extensible_embedding.store import conversation
 
-from .conftest import Run
+from .conftest import Run, refused
 
 
 def test_chat_answers_until_quit(run: Run, saved: Path) -> None:
@@ -71,3 +81,169 @@ def test_ctrl_c_at_the_prompt_ends(run: Run, saved: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("rich.console.Console.input", interrupt)
     result = run("chat", saved, "--max-new-tokens", "4")
     assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_forget_without_a_store(run: Run, saved: Path, asked: list[Asked]) -> None:
+    assert run("chat", saved, *SHORT, stdin="Who?\n/forget\nWhy?\n").exit_code == 0
+    assert [len(each.history) for each in asked[-1:]] == [0]
+
+
+SHORT = ("--max-new-tokens", "4")
+KEPT = (*SHORT, "--store", "talks", "--name", "mine")
+
+
+@dataclass
+class Asked:
+    """What a prompt was made of."""
+
+    contexts: list[Context]
+    question: str
+    history: list[Turn]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """Prompts as they are made; every answer is `Said N.`."""
+    made: list[Asked] = []
+    question_prompt = prompt.question_prompt
+
+    def ask(
+        reader: Reader, contexts: list[Context], question: str, history: Sequence[Turn] = ()
+    ) -> Prompt:
+        if question != "?":
+            made.append(Asked(list(contexts), question, list(history)))
+        return question_prompt(reader, contexts, question, history)
+
+    def say(stream: AnswerStream) -> Iterator[str]:
+        yield f"Said {made[-1].question}"
+
+    monkeypatch.setattr(AnswerStream, "__iter__", say)
+    monkeypatch.setattr(prompt, "question_prompt", ask)
+    return made
+
+
+def test_a_chat_goes_on_after_a_restart(run: Run, library: Path, asked: list[Asked]) -> None:
+    assert run("chat", library, *KEPT, stdin="Who?\nWhy?\n").exit_code == 0
+    result = run("chat", library, *KEPT, stdin="Where?\n")
+    assert result.exit_code == 0, result.output
+    assert "talks:mine goes on after 2 turns" in result.stderr
+    assert asked[-1].history == [("Who?", "Said Who?"), ("Why?", "Said Why?")]
+    assert ContextStore("talks")["mine"].text().count("Question: ") == 3
+
+
+def test_each_turn_is_kept_before_the_next_question(
+    run: Run, library: Path, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    lines = iter(["Who?", "Why?"])
+
+    def next_line(*arguments: object, **settings: object) -> str:
+        store = ContextStore("talks")
+        seen.append(store["mine"].text() if "mine" in store else "")
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("rich.console.Console.input", next_line)
+    assert run("chat", library, *KEPT).exit_code == 0
+    assert [text.count("Answer: Said") for text in seen] == [0, 1, 2]
+
+
+def test_old_turns_become_rows(run: Run, library: Path, asked: list[Asked]) -> None:
+    """The window of 512 holds a quarter of raw turns, and the conversation outgrows it."""
+    questions = [f"{letter * 20}?" for letter in "abcdefghij"]
+    result = run("chat", library, *KEPT, stdin="\n".join(questions))
+    assert result.exit_code == 0, result.output
+    assert "Error" not in result.stderr
+    document, earlier = asked[-1].contexts
+    text = ContextStore("talks")["mine"].text()
+    assert len(text.encode()) > 512
+    assert (document.title, earlier.title) == ("A book", conversation.TITLE)
+    assert 0 < len(asked[-1].history) < 7
+    raw = "".join(conversation.written(*turn) for turn in asked[-1].history)
+    older = text[: text.index(questions[-1]) - len("Question: ") - len(raw)]
+    assert 0 <= earlier.num_tokens - len(older) < 4
+
+
+def test_what_no_longer_fits_goes_from_the_prompt_alone(
+    run: Run, library: Path, asked: list[Asked]
+) -> None:
+    """At a fixed k, the oldest rows are left out; the store has them all."""
+    ContextStore(library).delete("book")
+    Path("note.txt").write_text("A short note.")
+    questions = [f"{letter * 150}?" for letter in "abcdefghij"]
+    result = run("chat", "note.txt", *KEPT, "--k", "4", stdin="\n".join(questions))
+    assert result.exit_code == 0, result.output
+    assert "Error" not in result.stderr
+    text = ContextStore("talks")["mine"].text()
+    assert text.count("Question: ") == len(questions)
+    assert any(
+        len(each.contexts) == 2 and each.contexts[1].num_tokens < len(text) / 2 for each in asked
+    )
+
+
+def test_forget_deletes_the_conversation(run: Run, library: Path, asked: list[Asked]) -> None:
+    result = run("chat", library, *KEPT, stdin="Who?\n/forget\nWhy?\n/forget\n")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("Forgotten.") == 2
+    assert asked[-1].history == []
+    assert list(ContextStore("talks")) == []
+    assert not list(Path("talks").rglob("*.txt"))
+
+
+def test_ctrl_c_keeps_what_was_said(
+    run: Run, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(stream: AnswerStream) -> Iterator[str]:
+        yield "Once "
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerStream, "__iter__", say)
+    assert run("chat", library, *KEPT, stdin="Who?\n").exit_code == 0
+    assert ContextStore("talks")["mine"].text() == "Question: Who?\nAnswer: Once\n\n"
+
+
+def test_ctrl_c_while_a_turn_is_kept_keeps_it(
+    run: Run, library: Path, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, pressed = ContextStore.add, []
+
+    def interrupted(*arguments: object, **settings: object) -> object:
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return add(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ContextStore, "add", interrupted)
+    assert run("chat", library, *KEPT, stdin="Who?\nWhy?\n").exit_code == 130
+    assert ContextStore("talks")["mine"].text() == "Question: Who?\nAnswer: Said Who?\n\n"
+
+
+def test_the_conversation_is_no_document_of_its_store(
+    run: Run, library: Path, asked: list[Asked]
+) -> None:
+    for _ in range(2):
+        result = run("chat", library, *SHORT, "--store", library, stdin="Who?\n")
+        assert result.exit_code == 0, result.output
+    assert [context.title for context in asked[-1].contexts] == ["A book"]
+    assert "conversation" in ContextStore(library)
+
+
+def test_conversations_that_cannot_go_on(
+    run: Run, library: Path, tiny_embedder: ExtensibleEmbedder, asked: list[Asked]
+) -> None:
+    chat = ("chat", library, *SHORT)
+    refused(run(*chat, "--name", "mine"), 2, "without --store")
+    refused(run(*chat, "--store", library, "--name", "book"), 2, "'book' is a text", "choose")
+    refused(run(*chat, "--store", "talks", "--name", "a/b"), 2, "no path")
+    refused(run(*chat, "--store", "memory://talks"), 2, "behind a URL")
+    assert run(*chat, "--store", "talks", stdin="Who?\n").exit_code == 0
+    result = run("chat", "note.txt", *SHORT, "--store", "talks", "--k", "6")
+    refused(result, 2, "note.txt")
+    Path("note.txt").write_text("A short note.")
+    result = run("chat", "note.txt", *SHORT, "--store", "talks", "--k", "6")
+    refused(result, 2, "talks:conversation' was compressed at k=4", "store reembed talks")
+    other = run("chat", "note.txt", *SHORT, "--store", "more", "--k", "6", stdin="Who?\n")
+    assert other.exit_code == 0
+    assert ContextStore("more")["conversation"].settings.k == 6

@@ -8,77 +8,158 @@ from pathlib import Path
 
 import pytest
 
-from extensible_embedding import Context
-from extensible_embedding.cli import console
+from extensible_embedding import ContextStore, ExtensibleEmbedder, StoredContext
+from extensible_embedding.cli import console, stores
+from extensible_embedding.cli.compress import name_of
+from extensible_embedding.store.names import check_name
+from extensible_embedding.store.segment import ROW_TYPES
 
 from .conftest import Run, refused
 
 
-def test_compress_writes_a_context(run: Run, book: Path, tmp_path: Path) -> None:
-    result = run("compress", book, "--out", tmp_path / "out", "--k", "4")
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def kept(out: Path, name: str = "book") -> StoredContext:
+    return ContextStore(out).open(name)
+
+
+def test_compress_keeps_a_context(run: Run, book: Path, out: Path) -> None:
+    result = run("compress", "book.txt", "--out", "out")
     assert result.exit_code == 0, result.output
-    context = Context.load(tmp_path / "out")
-    assert (context.k, context.title) == (4, "book")
-    assert f"{context.num_tokens:,} tokens in {context.num_rows:,} rows at k=4" in result.stdout
+    stored = kept(out)
+    assert (stored.settings.k, stored.settings.row_type) == (4, "bfloat16")
+    assert (stored.title, stored.metadata) == ("book", {"source": "book.txt"})
+    assert stored.text() == book.read_text()
+    assert f"{stored.num_tokens:,} tokens in {stored.num_rows:,} rows at k=4" in result.stdout
+    assert result.stdout.startswith("book.txt -> out:book: ")
 
 
-def test_compress_json(run: Run, book: Path, tmp_path: Path) -> None:
-    result = run("compress", book, "--out", tmp_path / "out", "--k", "4", "--json")
-    (record,) = json.loads(result.stdout)["contexts"]
-    context = Context.load(tmp_path / "out")
-    assert record["num_rows"] == context.num_rows
-    assert record["num_tokens"] == context.num_tokens
-    assert record["folder"] == str(tmp_path / "out")
-    assert {"source", "title", "k", "seconds", "tokens_per_s"} <= set(record)
+def test_how_it_is_kept(run: Run, book: Path, out: Path) -> None:
+    options = ("--k", "2", "--row-type", "int8", "--name", "A novel")
+    assert run("compress", book, "--out", out, *options).exit_code == 0
+    stored = kept(out, "A novel")
+    assert (stored.settings.k, stored.settings.row_type) == (2, "int8")
 
 
-def test_compress_auto_leaves_room(run: Run, book: Path, tmp_path: Path) -> None:
-    book.write_text(book.read_text() * 3)
-    assert run("compress", book, "--out", tmp_path / "out").exit_code == 0
-    context = Context.load(tmp_path / "out")
-    assert context.k == 8  # at 7, every chunk of 16 tokens would take 3 rows, 300 in all
-    assert context.num_rows <= 256 < context.rows_at(context.k - 1)
+def test_compress_json(run: Run, book: Path, out: Path) -> None:
+    record = json.loads(run("compress", book, "--out", out, "--json").stdout)
+    (found,) = record["contexts"]
+    stored = kept(out)
+    assert record["store"] == str(out)
+    assert found["num_rows"] == stored.num_rows
+    assert found["num_tokens"] == stored.num_tokens
+    assert (found["name"], found["context"], found["computed"]) == ("book", f"{out}:book", True)
+    assert {"source", "title", "k", "row_type", "seconds", "tokens_per_s"} <= set(found)
 
 
-def test_compress_several_files_with_clashing_names(run: Run, book: Path, tmp_path: Path) -> None:
+def test_the_same_again_computes_nothing(
+    run: Run, book: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("compress", book, "--out", out).exit_code == 0
+    monkeypatch.setattr(ExtensibleEmbedder, "compress", lambda *a, **b: pytest.fail("computed"))
+    for options in ((), ("--replace",)):
+        result = run("compress", book, "--out", out, *options)
+        assert result.exit_code == 0, result.output
+        assert "kept already, nothing was computed" in result.stdout
+    (found,) = json.loads(run("compress", book, "--out", out, "--json").stdout)["contexts"]
+    assert (found["computed"], found["tokens_per_s"]) == (False, None)
+    assert run("compress", book, "--out", out, "--name", "twin").exit_code == 0
+
+
+def test_a_clash_of_names(
+    run: Run, book: Path, out: Path, tiny_embedder: ExtensibleEmbedder, no_reader: None
+) -> None:
+    ContextStore(out).add("book", "Another text.", tiny_embedder)
+    result = run("compress", book, "--out", out)
+    refused(result, 2, "out:book' is another", "book.txt'", "--replace", "--name")
+
+
+def test_a_clash_of_forms(run: Run, book: Path, library: Path, embedder_folder: Path) -> None:
+    refused(
+        run("compress", book, "--out", library, "--k", "8"),
+        2,
+        "is kept at k=4 in bfloat16",
+        "--replace",
+        f"`extensible store reembed {library} book`",
+    )
+    assert run("compress", book, "--out", library, "--k", "8", "--replace").exit_code == 0
+    assert kept(library).settings.k == 8
+
+
+def test_replacing(run: Run, book: Path, library: Path) -> None:
+    book.write_text("A new edition.")
+    assert run("compress", book, "--out", library, "--replace").exit_code == 0
+    assert kept(library).text() == "A new edition."
+
+
+def test_files_with_equal_names(run: Run, book: Path, tmp_path: Path, out: Path) -> None:
     (tmp_path / "other").mkdir()
-    twin = tmp_path / "other" / "book.md"
+    twin = tmp_path / "other" / "Book.md"
     twin.write_text("The other book is about something else.")
-    result = run("compress", book, twin, "--out", tmp_path / "out", "--k", "2")
-    assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["book", "book-2"]
-    assert Context.load(tmp_path / "out" / "book-2").num_tokens == len(twin.read_text())
+    for _ in range(2):
+        result = run("compress", book, twin, "--out", out, "--k", "2")
+        assert result.exit_code == 0, result.output
+        assert [each.name for each in ContextStore(out)] == ["Book-2", "book"]
+    assert kept(out, "Book-2").text() == twin.read_text()
 
 
-def test_compress_replaces_a_saved_context(run: Run, saved: Path, book: Path) -> None:
-    assert run("compress", book, "--out", saved, "--k", "8").exit_code == 0
-    assert Context.load(saved).k == 8
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("book.txt", "book"),
+        (".notes.txt", "notes"),
+        ("a\\b \t c.md", "a-b c"),
+        ("\u202eevil\n.txt", "evil"),
+        ("....txt", "context"),
+        ("\udcff.txt", "context"),
+        (f"{'long ' * 50}.txt", ("long " * 50)[:192].strip()),
+        ("\u65e5" * 80 + ".txt", "\u65e5" * 64),
+    ],
+)
+def test_names_of_files(file: str, name: str) -> None:
+    assert name_of(Path(file)) == name
+    assert check_name(name) == name
 
 
-def test_compress_leaves_other_folders_alone(run: Run, book: Path, tmp_path: Path) -> None:
+def test_compress_leaves_other_folders_alone(
+    run: Run, book: Path, saved: Path, tmp_path: Path, no_reader: None
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     refused(run("compress", book, "--out", tmp_path / "mine"), 2, "something else", "--out")
-    refused(run("compress", book, "--out", book), 2, "something else")
+    refused(run("compress", book, "--out", book), 2, "book.txt' is a file")
+    refused(run("compress", book, "--out", saved), 2, "a single saved context", "another folder")
+    refused(run("compress", book, "--out", "memory://shelf"), 2, "behind a URL", "local copy")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
 
 
-def test_compress_several_into_a_saved_context(run: Run, saved: Path, book: Path) -> None:
-    refused(run("compress", book, book, "--out", saved), 2, "is a saved context itself")
+def test_an_empty_folder_becomes_a_store(run: Run, book: Path, out: Path) -> None:
+    out.mkdir()
+    assert run("compress", book, "--out", out).exit_code == 0
+    assert kept(out).num_tokens
 
 
-def test_interrupted_compress_leaves_nothing(
-    run: Run, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_keeps_what_was_finished(
+    run: Run, book: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: object, **settings: object) -> None:
-        raise KeyboardInterrupt
+    (tmp_path / "next.txt").write_text("Another text, which is interrupted.")
+    update, seen = console.Progress.update, []
 
-    before = sorted(tmp_path.iterdir())
+    def interrupt(bar: console.Progress, task: int, **settings: float) -> None:
+        seen.append(settings["total"])
+        if len(set(seen)) == 2:
+            raise KeyboardInterrupt
+        update(bar, task, **settings)  # type: ignore[arg-type]
+
     monkeypatch.setattr(console.Progress, "update", interrupt)
-    result = run("compress", book, "--out", tmp_path / "out", "--k", "4")
+    result = run("compress", book, "next.txt", "--out", out)
     assert result.exit_code == 130
     assert "Interrupted; nothing half-written was left." in result.stderr
-    assert sorted(tmp_path.iterdir()) == before
+    assert [each.name for each in ContextStore(out)] == ["book"]
+    assert len(list((out / "contexts").iterdir())) == 1
 
 
 @pytest.mark.parametrize("k", ["0", "-1", "2.5", "abc", ""])
@@ -91,14 +172,11 @@ def test_unusable_k(run: Run, book: Path, command: str, k: str) -> None:
 def test_k_larger_than_a_chunk_or_the_context(run: Run, book: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Few.")
-    refused(run("compress", book, "--out", "out", "--k", "17"), 2, "at most 16", "k is 17")
-    refused(
-        run("compress", short, "--out", "out", "--k", "8"),
-        2,
-        "short.txt' has 4 tokens",
-        "--k is at most",
-    )
-    assert not Path("out").exists()
+    refused(run("compress", book, "--out", "out", "--k", "17"), 2, "of 16 tokens", "k is 17")
+    assert run("compress", short, "--out", "out", "--k", "8").exit_code == 0
+    assert kept(tmp_path / "out", "short").num_rows == 1
+    result = run("ask", "out:short", "-q", "Who?", "--k", "16", "--max-new-tokens", "2")
+    assert result.exit_code == 0, result.output
 
 
 def unreadable(tmp_path: Path, kind: str) -> Path:
@@ -125,25 +203,23 @@ def test_compress_refuses_before_it_loads(
     run: Run, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused(run("compress", book, "--out", "out", "--k", "1"), 2, "--k is 1", "--k 2")
+    refused(run("compress", book, "--out", "out", "--k", "auto"), 2, "is `auto`", "leave it out")
+    refused(run("compress", book, "--out", "out", "--row-type", "int4"), 2, "int4")
+    two = ("compress", book, book, "--out", "out", "--name", "x")
+    refused(run(*two), 2, "--name", "2 files")
+    refused(run("compress", book, "--out", "out", "--name", "a/b"), 2, "no path", "'a/b'")
     below = book / "below" / "out"
     refused(run("compress", book, "--out", below), 2, "--out", "book.txt' is a file")
     monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)
     refused(run("compress", book, "--out", "out"), 6, "--out", "permissions")
 
 
-def test_compress_checks_every_text_first(run: Run, book: Path, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("Few.")
-    result = run("compress", book, tmp_path / "short.txt", "--out", "out", "--k", "8")
-    refused(result, 2, "short.txt")
+def test_compress_checks_every_file_first(run: Run, book: Path) -> None:
+    result = run("compress", book, "missing.txt", "--out", "out")
+    refused(result, 2, "missing.txt")
     assert result.stdout == ""
     assert not Path("out").exists()
 
 
-def test_a_hidden_file_is_found_again(run: Run, book: Path, tmp_path: Path) -> None:
-    hidden = tmp_path / ".notes.txt"
-    hidden.write_text("Some notes.")
-    assert run("compress", hidden, book, "--out", "out", "--k", "4").exit_code == 0
-    result = run("ask", "out", "-q", "Who?", "--k", "8", "--max-new-tokens", "2", "--json")
-    assert json.loads(result.stdout)["num_context_tokens"] == len("Some notes.") + len(
-        book.read_text()
-    )
+def test_types_of_rows_are_those_of_the_store() -> None:
+    assert tuple(each.value for each in stores.RowType) == tuple(ROW_TYPES)

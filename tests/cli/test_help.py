@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from extensible_embedding import __version__, errors
-from extensible_embedding.cli import app, commands, train
+from extensible_embedding.cli import app, commands, store, train
 
 from .conftest import plain
 
-COMMANDS = ("ask", "bench", "chat", "check", "compress", "demo", "eval", "info", "train")
+COMMANDS = ("ask", "bench", "chat", "check", "compress", "demo", "eval", "info", "store", "train")
 
 
 def test_help_lists_every_command() -> None:
@@ -23,11 +23,17 @@ def test_help_lists_every_command() -> None:
         assert f" {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "eval lm", "bench cost", "bench ablations"])
+NESTED = (
+    *("eval lm", "bench cost", "bench ablations"),
+    *(f"store {name}" for name in store.COMMANDS),
+)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *NESTED])
 def test_every_option_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
-    if command not in ("eval", "bench"):
+    if command not in ("eval", "bench", "store"):
         for line in re.findall(r"^. .*--[a-z-]+ .*$", result.stdout, re.MULTILINE):
             described = re.sub(r"--?[a-z-]+|[A-Z|.\[\],]+|\W", "", line)
             assert len(described) > 10, line
@@ -42,7 +48,7 @@ def test_unknown_option_is_a_usage_error() -> None:
     assert CliRunner().invoke(app, ["ask", "--nonsense"]).exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "eval lm", "bench cost", "bench ablations"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *NESTED])
 def test_help_is_for_people(command: str) -> None:
     shown = CliRunner().invoke(app, [*command.split(), "--help"]).stdout
     assert not re.search(r"<(bool|list|Path)|embedded|&#", shown)

@@ -1,8 +1,8 @@
 """The command line, `extensible`: parse, call the library, print.
 
 One module a command, put together in `commands`; `group` turns errors into sentences and exit
-codes, `options` and `console` are what commands share, `sources` reads what `ask` and `chat` are
-given.
+codes, `options` and `console` are what commands share, `stores` opens what STORE and STORE:NAME
+stand for, `sources` reads what `ask` and `chat` are given.
 
 Help, usage errors and unusable arguments are told at once: what needs torch is imported by the
 functions that work, after the arguments were checked.

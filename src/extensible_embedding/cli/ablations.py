@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .compress import check_writable
 from .console import plain_table, progress_bar, quiet_libraries, stderr, stdout
 from .measuring import (
     ContextTokensOption,
@@ -23,7 +22,7 @@ from .measuring import (
     parse_scale_factors,
     parts,
 )
-from .options import ConfigOption, at_least
+from .options import ConfigOption, at_least, check_writable
 
 if TYPE_CHECKING:
     from ..bench.table import AblationRecord

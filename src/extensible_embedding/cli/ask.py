@@ -1,4 +1,4 @@
-"""`extensible ask`: one question about files and saved contexts."""
+"""`extensible ask`: one question about files and contexts that were kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ..answer import AnswerStream, Plan
-    from ..context import Context
     from ..reader import Reader
 
 
@@ -46,8 +45,9 @@ def ask(
 ) -> None:
     """Ask a question about long documents.
 
-    A FILE is compressed on the way; a DIR was compressed before and is ready at once. The answer
-    goes to stdout; what was read, at which k and in how many rows, to stderr.
+    A file is compressed on the way; what `extensible compress` kept is ready at once: STORE stands
+    for all contexts of a store, STORE:NAME for one. The answer goes to stdout; what was read, at
+    which k and in how many rows, to stderr.
     """
     if as_json and stream:
         raise InputError(
@@ -84,9 +84,9 @@ def _ask(
     contexts = contexts_of(sources, reader, models, k=how.k, prompt_of=prompt_of, room=room)
     prompt = prompt_of(contexts)
     plan = reader.plan(prompt, how.k, how.max_new_tokens)
-    note(describe(plan, contexts, reader, how.k))
-    reply = reader.reply(
-        prompt, k=plan.k, stream=how.stream and not as_json, max_new_tokens=how.max_new_tokens
+    note(describe(plan, reader, how.k))
+    reply = reader.respond(
+        plan, stream=how.stream and not as_json, max_new_tokens=how.max_new_tokens
     )
     if not isinstance(reply, Answer):
         print_stream(reply)
@@ -120,16 +120,15 @@ def room_for_prompt(reader: Reader, question: str, max_new_tokens: int) -> int:
     return reader.window - max_new_tokens
 
 
-def describe(plan: Plan, contexts: Sequence[Context], reader: Reader, asked: int | str) -> str:
+def describe(plan: Plan, reader: Reader, asked: int | str) -> str:
     """One line: what is read, at which k, in how many rows."""
-    tokens = sum(context.num_tokens for context in contexts)
-    rows = sum(context.rows_at(plan.k) for context in contexts)
+    rows = plan.prompt_rows - plan.prompt.num_raw
     kind = "compressed"
     if plan.k == 1:
         kind = "raw text" if asked == 1 else "the text fits, so it is read raw; --k 4 forces rows"
     return (
-        f"k={plan.k} ({kind}): {tokens:,} context tokens in {rows:,} rows; the prompt takes "
-        f"{plan.prompt_rows:,} of the window's {reader.window:,} rows."
+        f"k={plan.k} ({kind}): {plan.num_context_tokens:,} context tokens in {rows:,} rows; the "
+        f"prompt takes {plan.prompt_rows:,} of the window's {reader.window:,} rows."
     )
 
 

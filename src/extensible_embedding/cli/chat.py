@@ -1,27 +1,43 @@
-"""`extensible chat`: questions in turn about files and saved contexts."""
+"""`extensible chat`: questions in turn about files and contexts that were kept."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import WindowError
+from ..errors import InputError, WindowError
 from .ask import Reply, describe, print_stream, room_for_prompt
-from .compress import reserve_rows
-from .console import load_reader, note, quiet_libraries, stderr
+from .console import load_embedder, load_reader, note, quiet_libraries, spinner, stderr
 from .options import AUTO, Models, NewTokensOption, ReadingKOption, parse_k, with_models
-from .sources import Source, SourcesArgument, contexts_of, open_sources
+from .sources import (
+    Source,
+    SourcesArgument,
+    check_readable,
+    contexts_of,
+    open_sources,
+    stored_source,
+)
+from .stores import KEPT_K, store_to_fill
 
 if TYPE_CHECKING:
-    from ..answer import Plan
+    from ..answer import AnswerStream, Plan
     from ..context import Context
-    from ..prompt import Turn
+    from ..embedder import ExtensibleEmbedder
     from ..reader import Reader
+    from ..store.conversation import Conversation
+    from ..store.store import ContextStore
 
-QUIT = "/quit"
+QUIT, FORGET = "/quit", "/forget"
+CONVERSATION = "conversation"
+RESERVE_ROWS = 512
+"""Rows kept free for questions, answers and earlier turns."""
+_PARTS = (1.0, 0.5, 0.25, 0.125, 0.0)
+"""Of the earlier conversation, the latest first: how much is read as rows, as far as it fits."""
 
 
 @with_models
@@ -29,39 +45,136 @@ def chat(
     sources: SourcesArgument,
     k: ReadingKOption = AUTO,
     max_new_tokens: NewTokensOption = 128,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="STORE",
+            help="Keep what is said in this store, and go on with what was said before.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help=f"What the conversation is called in --store; by default `{CONVERSATION}`.",
+        ),
+    ] = None,
     *,
     models: Models,
 ) -> None:
     """Talk about long documents, turn by turn.
 
     Type a question and press Enter. Ctrl-C stops an answer; `/quit`, the end of input (Ctrl-D) or
-    Ctrl-C at the prompt ends. Earlier turns are kept as far as the window allows, the oldest are
-    dropped first.
+    Ctrl-C at the prompt ends. Recent turns are read raw as far as the window allows, and the oldest
+    are dropped first. With --store they are kept, each before the next question; older turns are
+    then read as rows, and the next chat of that name goes on. `/forget` deletes them.
     """
     scale_factor = parse_k(k)
+    kept = _where(store, name)
     opened = open_sources(sources, scale_factor)
-    _chat(opened, Reply(k=scale_factor, max_new_tokens=max_new_tokens), models)
+    if kept is not None:
+        opened = [source for source in opened if not _is_at(source, *kept)]
+    _chat(opened, Reply(k=scale_factor, max_new_tokens=max_new_tokens), models, kept)
+
+
+def _where(store: str | None, name: str | None) -> tuple[ContextStore, str] | None:
+    """Where the conversation is kept, if it is."""
+    from ..store.names import check_name
+
+    if store is None and name is not None:
+        raise InputError(
+            f"--name says which conversation of a store goes on, but it is {name!r} without "
+            "--store; give both."
+        )
+    if store is None:
+        return None
+    return store_to_fill("--store", store), check_name(name or CONVERSATION)
+
+
+def _is_at(source: Source, store: ContextStore, name: str) -> bool:
+    """Whether a source is the conversation itself: it is read as such."""
+    if source.stored is None:
+        return False
+    place, kept_name = source.stored
+    same_store = os.path.realpath(place) == os.path.realpath(store.place.folder)
+    return same_store and kept_name == name
 
 
 @quiet_libraries()
-def _chat(sources: Sequence[Source], how: Reply, models: Models) -> None:
-    from ..prompt import question_prompt
-
+def _chat(
+    sources: Sequence[Source],
+    how: Reply,
+    models: Models,
+    kept: tuple[ContextStore, str] | None,
+) -> None:
     reader = load_reader(models.reader, models)
-    room = room_for_prompt(reader, "?", how.max_new_tokens)
-    room = max(room - reserve_rows(reader), room // 2)  # for questions and earlier turns
-    prompt_of = partial(question_prompt, reader, question="?")
-    contexts = contexts_of(sources, reader, models, k=how.k, prompt_of=prompt_of, room=room)
-    note(f"Ask away; Ctrl-C stops an answer, {QUIT} or Ctrl-D ends.")
-    history: list[Turn] = []
+    embedder = load_embedder(models, reader) if kept else None
+    memory = _memory(reader, embedder, kept, how.k)
+    contexts = _documents(sources, reader, how, models, embedder)
+    note(f"Ask away; Ctrl-C stops an answer, {QUIT} or Ctrl-D ends, {FORGET} forgets all turns.")
     for question in _questions():
+        if question == FORGET:
+            memory.forget()
+            note("Forgotten.")
+            continue
         try:
-            said = _turn(reader, contexts, question, history, how)
+            said = _turn(reader, contexts, question, memory, how)
         except WindowError as error:
             typer.echo(f"Error: {error}", err=True)
             continue
         if said:
-            history.append((question, said))
+            _keep(memory, question, said)
+
+
+def _memory(
+    reader: Reader,
+    embedder: ExtensibleEmbedder | None,
+    kept: tuple[ContextStore, str] | None,
+    k: int | str,
+) -> Conversation:
+    """What was said before, if it was kept."""
+    from ..store.conversation import Conversation, KeptConversation
+
+    if kept is None or embedder is None:
+        return Conversation(reader)
+    store, name = kept
+    new_k = k if isinstance(k, int) and k > 1 and k % int(KEPT_K) else int(KEPT_K)
+    memory = KeptConversation(store, name, embedder, k=new_k)
+    if memory.turns:
+        source = stored_source(store, store.place.name, name)
+        if isinstance(k, int) and source.saved is not None:
+            check_readable(source, source.saved, k)
+        note(f"{source.name} goes on after {len(memory.turns)} turns.")
+    return memory
+
+
+def _documents(
+    sources: Sequence[Source],
+    reader: Reader,
+    how: Reply,
+    models: Models,
+    embedder: ExtensibleEmbedder | None,
+) -> list[Context]:
+    """Contexts of all sources, with room for questions and earlier turns."""
+    from ..prompt import question_prompt
+
+    room = room_for_prompt(reader, "?", how.max_new_tokens)
+    return contexts_of(
+        sources,
+        reader,
+        models,
+        k=how.k,
+        prompt_of=partial(question_prompt, reader, question="?"),
+        room=max(room - reserve_rows(reader), room // 2),
+        embedder=embedder,
+    )
+
+
+def reserve_rows(reader: Reader) -> int:
+    """Rows kept free for question and answer: fewer where the window itself is small."""
+    return min(RESERVE_ROWS, reader.window // 2)
 
 
 def _questions() -> Iterator[str]:
@@ -78,34 +191,45 @@ def _questions() -> Iterator[str]:
 
 
 def _turn(
-    reader: Reader, contexts: Sequence[Context], question: str, history: list[Turn], how: Reply
+    reader: Reader, contexts: Sequence[Context], question: str, memory: Conversation, how: Reply
 ) -> str:
     """Answers a question; Ctrl-C leaves what was said so far."""
     room_for_prompt(reader, question, how.max_new_tokens)
-    plan = _plan(reader, contexts, question, history, how)
-    note(describe(plan, contexts, reader, how.k))
-    reply = reader.reply(plan.prompt, k=plan.k, stream=True, max_new_tokens=how.max_new_tokens)
-    return print_stream(reply, stoppable=True)
+    plan = _plan(reader, contexts, question, memory, how)
+    note(describe(plan, reader, how.k))
+    reply = reader.respond(plan, stream=True, max_new_tokens=how.max_new_tokens)
+    return print_stream(cast("AnswerStream", reply), stoppable=True)
 
 
 def _plan(
-    reader: Reader, contexts: Sequence[Context], question: str, history: list[Turn], how: Reply
+    reader: Reader, contexts: Sequence[Context], question: str, memory: Conversation, how: Reply
 ) -> Plan:
-    """The prompt with as much history as fits; drops the oldest turns from `history` itself.
+    """The prompt with as much of the conversation as fits: recent turns raw, older ones as rows.
 
-    A question that does not fit without any leaves it as it was.
+    The oldest rows go first, then the oldest raw turns.
     """
     from ..prompt import question_prompt
 
-    kept = list(history)
-    while True:
-        prompt = question_prompt(reader, contexts, question, kept)
+    most = memory.num_recent(int(reader.window * memory.raw_share))
+    for num_raw, part in product(range(most, -1, -1), _PARTS):
+        earlier = memory.earlier(num_raw, part)
+        if earlier is None and part:
+            continue
+        read = [*contexts, earlier] if earlier is not None else list(contexts)
+        history = memory.turns[len(memory.turns) - num_raw :]
+        prompt = question_prompt(reader, read, question, history)
         try:
-            plan = reader.plan(prompt, how.k, how.max_new_tokens)
-        except WindowError:
-            if not kept:
-                raise
-            kept.pop(0)
-        else:
-            history[:] = kept
-            return plan
+            return reader.plan(prompt, how.k, how.max_new_tokens)
+        except WindowError as error:
+            refused = error
+    raise refused
+
+
+def _keep(memory: Conversation, question: str, said: str) -> None:
+    """Keeps a turn; Ctrl-C meanwhile ends the chat after that."""
+    with spinner("Keeping what was said ..."):
+        try:
+            memory.keep(question, said)
+        except KeyboardInterrupt:
+            memory.keep(question, said)  # the store is as it was before
+            raise

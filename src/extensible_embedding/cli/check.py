@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .measuring import (
     ContextTokensOption,
@@ -24,7 +23,7 @@ from .measuring import (
     interval,
     parse_scale_factors,
 )
-from .options import BUILT_IN, RELEASED, Models, with_models
+from .options import BUILT_IN, RELEASED, Models, check_writable, with_models
 
 if TYPE_CHECKING:
     from ..evals.compatibility import Compatibility

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
-from . import bench, evaluate
+from . import bench, evaluate, store
 from .ask import ask
 from .chat import chat
 from .check import check
@@ -68,6 +68,7 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
 
 for _command in (demo, compress, ask, chat, train, check):
     app.command(cls=ExtensibleCommand, short_help=summary(_command))(_command)
+app.add_typer(store.app, name="store")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.command(cls=ExtensibleCommand, short_help=summary(info))(info)

@@ -1,29 +1,38 @@
-"""`extensible compress`: files -> folders of saved contexts."""
+"""`extensible compress`: files -> contexts of a store."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError, StorageError
+from ..errors import InputError, MismatchError
+from ..store.names import MAX_NAME_BYTES
 from ..text import Document, read_document
 from .console import load_embedder, load_reader, progress_bar, quiet_libraries
-from .options import AUTO, JsonOption, MakingKOption, Models, parse_k, with_models
+from .options import JsonOption, Models, with_models
+from .stores import (
+    KEPT_K,
+    KeptKOption,
+    RowType,
+    RowTypeOption,
+    command,
+    parse_kept_k,
+    shown,
+    store_to_fill,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..embedder import ExtensibleEmbedder
-    from ..reader import Reader
+    from ..store.store import ContextStore
 
-RESERVE_ROWS = 512
-"""Rows that k=auto keeps free for the question and its answer."""
+_DIGITS = 8
+"""Bytes of a name that are kept free for a number behind it."""
 
 
 @with_models
@@ -33,194 +42,209 @@ def compress(
         typer.Argument(metavar="FILE", help="Text, .html, .epub, .pdf or .docx files."),
     ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out",
-            metavar="DIR",
-            help="Folder of the saved context; with several files, each gets a folder inside it.",
+            metavar="STORE",
+            help="Folder of the store, made if need be, in which each file becomes a context.",
         ),
     ],
-    k: MakingKOption = AUTO,
+    k: KeptKOption = KEPT_K,
+    row_type: RowTypeOption = RowType.BFLOAT16,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="What one file's context is called; by default the file's name without ending.",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Let a file take the place of a context of its name with another content; the old "
+            "one stays until the new one is whole.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
     *,
     models: Models,
 ) -> None:
     """Compress files once, to ask about them many times.
 
-    Each FILE becomes a folder that `extensible ask` and `extensible chat` take in its place. Rows
-    made at k can be read at every multiple of k. A saved context in the way is replaced, any
-    other folder is left alone. `auto` keeps 512 rows of the window free for question and answer.
+    Each FILE becomes a context of the store, named after it, which `extensible ask` and `extensible
+    chat` take as STORE:NAME (and all of them as STORE). A text that the store has already is not
+    computed again. After Ctrl-C the contexts that were finished stay. `extensible store` lists,
+    grows, checks and moves what was kept.
     """
-    scale_factor = parse_rows_k(k)
+    scale_factor = parse_kept_k(k)
+    names = context_names(files, name)
     documents = [read_document(file) for file in files]
-    folders = target_folders(files, out)
-    _compress(documents, folders, scale_factor, models, as_json=as_json)
+    store = store_to_fill("--out", out)
+    kept = Kept(store, out, k=scale_factor, row_type=row_type.value, replace=replace)
+    for one, document in zip(names, documents, strict=True):
+        kept.check_text(one, document)
+    _compress(kept, names, documents, models, as_json=as_json)
 
 
-def parse_rows_k(text: str) -> int | str:
-    """A scale factor of 2 or more, or "auto".
+def context_names(files: Sequence[Path], name: str | None) -> list[str]:
+    """What the contexts of files are called: equal names get a number.
 
     Raises:
-        InputError: it is neither.
+        InputError: one name is given for several files, or it is no name.
     """
-    k = parse_k(text)
-    if k == 1:
+    from ..store.names import check_name
+
+    if name is None:
+        return _distinct([name_of(file) for file in files])
+    if len(files) > 1:
         raise InputError(
-            "Rows stand for k tokens each, 2 or more, but --k is 1, which is the raw text; give "
-            "the text itself to `extensible ask`, or compress it at `--k 2` or more."
+            f"--name is that of one context, but there are {len(files)} files; compress them one "
+            "by one, or leave it out."
         )
-    return k
+    return [check_name(name)]
+
+
+def name_of(file: Path) -> str:
+    """A context's name for a file: that of the file without ending, as far as it can be one."""
+    seen = (each if unicodedata.category(each)[0] != "C" else " " for each in file.stem)
+    name = " ".join("".join(seen).replace("\\", "-").split()).lstrip(". ")
+    short = name.encode()[: MAX_NAME_BYTES - _DIGITS]
+    return short.decode(errors="ignore").strip() or "context"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    from ..store.names import name_key
+
+    taken: list[str] = []
+    keys: set[str] = set()
+    for name in names:
+        number, candidate = 1, name
+        while name_key(candidate) in keys:
+            number += 1
+            candidate = f"{name}-{number}"
+        taken.append(candidate)
+        keys.add(name_key(candidate))
+    return taken
+
+
+class Kept:
+    """What is to be kept, where and how, and whether it is there already."""
+
+    def __init__(
+        self, store: ContextStore, place: str, *, k: int, row_type: str, replace: bool
+    ) -> None:
+        self.store, self.place = store, place
+        self.k, self.row_type, self.replace = k, row_type, replace
+
+    def check_text(self, name: str, document: Document) -> None:
+        """Raises InputError if the name stands for another text that may not be replaced."""
+        if self.replace or name not in self.store:
+            return
+        if self.store.open(name).text() != document.text:
+            raise InputError(
+                f"A name stands for one text, but {shown(self.place, name)!r} is another than "
+                f"{document.source!r}; give --replace to put this one in its place, or --name."
+            )
+
+    def has(self, name: str, document: Document, embedder: ExtensibleEmbedder) -> bool:
+        """Whether the store has just this: the text, by this embedder, at this k.
+
+        Raises:
+            InputError: it has the text in another form, which may not be replaced.
+        """
+        if name not in self.store:
+            return False
+        other = self._other_form(name, embedder)
+        if other is None:
+            return self.store.open(name).text() == document.text
+        if not self.replace:
+            reembed = command("reembed", self.place, name)
+            raise InputError(
+                f"A name stands for one form of a text, but {shown(self.place, name)!r} {other}; "
+                f"give --replace or --name, or make its rows anew with `{reembed}`."
+            )
+        return False
+
+    def _other_form(self, name: str, embedder: ExtensibleEmbedder) -> str | None:
+        """What the rows of a context are that these would not be."""
+        from ..store.manifest import check_made_by
+
+        manifest = self.store.manifest(name)
+        try:
+            check_made_by(manifest, embedder)
+        except MismatchError:
+            return "was made by another embedder"
+        kept = manifest.settings
+        if (kept.k, kept.row_type) != (self.k, self.row_type):
+            return f"is kept at k={kept.k} in {kept.row_type}"
+        return None
 
 
 @quiet_libraries()
 def _compress(
+    kept: Kept,
+    names: Sequence[str],
     documents: Sequence[Document],
-    folders: Sequence[Path],
-    k: int | str,
     models: Models,
     *,
     as_json: bool,
 ) -> None:
     embedder = load_embedder(models, load_reader(models.reader, models))
-    texts = [embedder.reader.encode(document.text) for document in documents]
-    factors = [_factor(*pair, embedder, k) for pair in zip(documents, texts, strict=True)]
+    pairs = list(zip(names, documents, strict=True))
+    there = [kept.has(name, document, embedder) for name, document in pairs]
     results = []
-    for one in zip(documents, texts, factors, folders, strict=True):
-        results.append(_compress_one(embedder, *one))
+    for (name, document), done in zip(pairs, there, strict=True):
+        seconds = None if done else _keep(kept, name, document, embedder)
+        results.append(_result(kept, name, document, seconds))
         if not as_json:
             typer.echo(_summary(results[-1]))
     if as_json:
-        typer.echo(json.dumps({"contexts": results}, indent=2, ensure_ascii=False))
+        record = {"store": kept.place, "contexts": results}
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
 
 
-def _factor(
-    document: Document, token_ids: Tensor, embedder: ExtensibleEmbedder, k: int | str
-) -> int:
-    """The scale factor of one text, checked before any is compressed."""
-    if isinstance(k, str):
-        return auto_k(len(token_ids), embedder)
-    if k > len(token_ids):
-        raise InputError(
-            f"--k is at most the length of a text, but it is {k} and {document.source!r} has "
-            f"{len(token_ids)} tokens; leave out that file, or give `--k auto`."
-        )
-    return k
-
-
-def _compress_one(
-    embedder: ExtensibleEmbedder, document: Document, token_ids: Tensor, k: int, folder: Path
-) -> dict[str, Any]:
+def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedder) -> float:
+    """Compresses and keeps a text; returns the seconds that it took."""
     start = time.monotonic()
     with progress_bar(f"Compressing {Path(document.source).name}", "tokens") as progress:
-        context = embedder.compress(token_ids, k=k, title=document.title, progress=progress)
-    seconds = time.monotonic() - start
-    context.save(folder)
+        kept.store.add(
+            name,
+            document.text,
+            embedder,
+            k=kept.k,
+            row_type=kept.row_type,
+            title=document.title,
+            metadata={"source": document.source.encode(errors="replace").decode()},
+            replace=kept.replace,
+            progress=progress,
+        )
+    return time.monotonic() - start
+
+
+def _result(kept: Kept, name: str, document: Document, seconds: float | None) -> dict[str, Any]:
+    manifest = kept.store.manifest(name)
     return {
         "source": document.source,
-        "folder": str(folder),
-        "title": context.title,
-        "num_tokens": context.num_tokens,
-        "num_rows": context.num_rows,
-        "k": context.k,
-        "seconds": round(seconds, 3),
-        "tokens_per_s": round(context.num_tokens / max(seconds, 1e-9), 1),
+        "name": name,
+        "context": shown(kept.place, name),
+        "title": manifest.title,
+        "num_tokens": manifest.num_tokens,
+        "num_rows": manifest.num_rows,
+        "k": manifest.settings.k,
+        "row_type": manifest.settings.row_type,
+        "computed": seconds is not None,
+        "seconds": round(seconds or 0.0, 3),
+        "tokens_per_s": round(manifest.num_tokens / max(seconds, 1e-9), 1) if seconds else None,
     }
 
 
-def auto_k(num_tokens: int, embedder: ExtensibleEmbedder) -> int:
-    """The smallest scale factor of 2 or more at which a text fits beside a question."""
-    from ..prompt import smallest_k
-
-    config = embedder.config
-    k = smallest_k(
-        num_tokens,
-        room=embedder.reader.window - reserve_rows(embedder.reader),
-        chunk_tokens=config.chunk_tokens,
-        max_k=config.max_k,
-    )
-    return min(max(k, 2), num_tokens)  # saved raw rows could be read at k=1 alone
-
-
-def reserve_rows(reader: Reader) -> int:
-    """Rows kept free for question and answer: fewer where the window itself is small."""
-    return min(RESERVE_ROWS, reader.window // 2)
-
-
-def target_folders(files: Sequence[Path], out: Path) -> list[Path]:
-    """Where each file's context goes.
-
-    Raises:
-        InputError: something other than a saved context is there.
-        StorageError: that place cannot be written.
-    """
-    from ..context import Context
-
-    if len(files) == 1:
-        folders = [out]
-    elif Context.is_saved_at(out):
-        raise InputError(
-            f"Several contexts go into an ordinary folder, but {str(out)!r} is a saved context "
-            "itself; choose another --out."
-        )
-    else:
-        # No leading dot: `extensible ask DIR` passes over hidden folders.
-        names = [file.stem.lstrip(".") or "context" for file in files]
-        folders = [out / name for name in _distinct(names)]
-    for folder in folders:
-        _check_free(folder)
-        check_writable("--out", folder)
-    return folders
-
-
-def check_writable(option: str, place: Path) -> None:
-    """Raises before hours of work unless a file or a folder can be made or replaced at a place.
-
-    Raises:
-        InputError: a file stands where its folder should be.
-        StorageError: its folder may not be written.
-    """
-    parent = Path(os.path.realpath(place)).parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(
-            f"{option} is a place in a folder, but of {str(place)!r} the part {str(parent)!r} is a "
-            f"file; choose another {option}."
-        )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise StorageError(
-            f"{option} is a place that you may write, but in {str(parent)!r} you may not; change "
-            f"its permissions or choose another {option}."
-        )
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    taken: list[str] = []
-    for name in names:
-        number, candidate = 1, name
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}-{number}"
-        taken.append(candidate)
-    return taken
-
-
-def _check_free(folder: Path) -> None:
-    from ..context import Context
-
-    if folder.is_dir():
-        free = Context.is_saved_at(folder) or not any(folder.iterdir())
-    else:
-        free = not folder.exists()
-    if not free:
-        raise InputError(
-            f"A context replaces only a saved context, but {str(folder)!r} holds something else; "
-            "choose another --out or empty that place first."
-        )
-
-
 def _summary(result: dict[str, Any]) -> str:
+    speed = "kept already, nothing was computed"
+    if result["computed"]:
+        speed = f"{result['num_tokens'] / max(result['seconds'], 1e-3):,.0f} tokens/s"
     return (
-        f"{result['source']} -> {result['folder']}: {result['num_tokens']:,} tokens in "
-        f"{result['num_rows']:,} rows at k={result['k']}, {result['tokens_per_s']:,.0f} tokens/s"
+        f"{result['source']} -> {result['context']}: {result['num_tokens']:,} tokens in "
+        f"{result['num_rows']:,} rows at k={result['k']}, {speed}"
     )

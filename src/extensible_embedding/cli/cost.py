@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .measuring import (
     BudgetOption,
@@ -23,7 +22,7 @@ from .measuring import (
     parts,
     positive,
 )
-from .options import RELEASED, Models, at_least, with_models
+from .options import RELEASED, Models, at_least, check_writable, with_models
 
 if TYPE_CHECKING:
     from ..evals.memory import ModelSource

@@ -14,9 +14,16 @@ import typer
 from rich.table import Table
 
 from .ask import print_stream
-from .compress import auto_k, parse_rows_k
+from .chat import reserve_rows
 from .console import load_embedder, load_reader, progress_bar, quiet_libraries, spinner, stdout
-from .options import RELEASED, EmbedderOption, JsonOption, MakingKOption, Models
+from .options import (
+    RELEASED,
+    EmbedderOption,
+    JsonOption,
+    MakingKOption,
+    Models,
+    parse_rows_k,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +88,20 @@ def _compress(embedder: ExtensibleEmbedder, k: int | str) -> tuple[Context, floa
     with progress_bar("Compressing the book", "tokens") as progress:
         book = embedder.compress(token_ids, k=scale_factor, title=TITLE, progress=progress)
     return book, time.monotonic() - start
+
+
+def auto_k(num_tokens: int, embedder: ExtensibleEmbedder) -> int:
+    """The smallest scale factor of 2 or more at which a text fits beside a question."""
+    from ..prompt import smallest_k
+
+    config = embedder.config
+    k = smallest_k(
+        num_tokens,
+        room=embedder.reader.window - reserve_rows(embedder.reader),
+        chunk_tokens=config.chunk_tokens,
+        max_k=config.max_k,
+    )
+    return min(max(k, 2), num_tokens)  # saved raw rows could be read at k=1 alone
 
 
 @dataclass(frozen=True, kw_only=True)

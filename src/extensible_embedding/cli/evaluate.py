@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .group import ExtensibleCommand, summary
 from .measuring import (
@@ -28,7 +27,7 @@ from .measuring import (
     parts,
     positive,
 )
-from .options import AUTO, Models, with_models
+from .options import AUTO, Models, check_writable, with_models
 from .questions import qa
 from .report import report
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from .group import remember_json
 
 AUTO = "auto"
@@ -209,6 +210,21 @@ def parse_k(text: str) -> int | str:
     )
 
 
+def parse_rows_k(text: str) -> int | str:
+    """A scale factor of 2 or more, or "auto".
+
+    Raises:
+        InputError: it is neither.
+    """
+    k = parse_k(text)
+    if k == 1:
+        raise InputError(
+            "Rows stand for k tokens each, 2 or more, but --k is 1, which is the raw text; give "
+            "the text itself to `extensible ask`, or compress it at `--k 2` or more."
+        )
+    return k
+
+
 def parse_scale_factor(text: str) -> int:
     """A scale factor that may not be "auto".
 
@@ -222,3 +238,25 @@ def parse_scale_factor(text: str) -> int:
             "`--k 4,16`."
         )
     return number
+
+
+def check_writable(option: str, place: Path) -> None:
+    """Raises before hours of work unless a file or a folder can be made or replaced at a place.
+
+    Raises:
+        InputError: a file stands where its folder should be.
+        StorageError: its folder may not be written.
+    """
+    parent = Path(os.path.realpath(place)).parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(
+            f"{option} is a place in a folder, but of {str(place)!r} the part {str(parent)!r} is a "
+            f"file; choose another {option}."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{option} is a place that you may write, but in {str(parent)!r} you may not; change "
+            f"its permissions or choose another {option}."
+        )

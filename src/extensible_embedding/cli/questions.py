@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
-from .compress import check_writable
 from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .measuring import (
     BudgetOption,
@@ -22,7 +21,7 @@ from .measuring import (
     parts,
     positive,
 )
-from .options import AUTO, Models, at_least, with_models
+from .options import AUTO, Models, at_least, check_writable, with_models
 
 if TYPE_CHECKING:
     from ..evals.records import QaRecord

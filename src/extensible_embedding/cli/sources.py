@@ -1,7 +1,7 @@
-"""What `ask` and `chat` are given, FILE or DIR -> contexts.
+"""What `ask` and `chat` are given, files and contexts that were kept -> contexts.
 
-Saved contexts are loaded, files are read and compressed on the way; the embedder is loaded only
-if there is something to compress.
+Contexts of stores and saved ones are opened, files are read and compressed on the way; the
+embedder is loaded only if there is something to compress.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from ..errors import InputError, MismatchError, WindowError
 from ..text import Document, read_document
 from .console import load_embedder, progress_bar
 from .options import Models
+from .stores import command, is_url, open_store, shown, split_source
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..embedder import EmbedderConfig, ExtensibleEmbedder
+    from ..embedder import ExtensibleEmbedder
     from ..prompt import Prompt
     from ..reader import Reader
+    from ..store.store import ContextStore
 
 SourcesArgument = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
-        metavar="FILE-or-DIR",
-        help="Files to read and compress on the way, and folders that `extensible compress` wrote "
-        "(or that hold several of those).",
+        metavar="SOURCE",
+        help="A file, read and compressed on the way; STORE, a folder or URL that `extensible "
+        "compress` made, all its contexts; STORE:NAME, one of them; or a folder of contexts that "
+        "`Context.save` wrote.",
     ),
 ]
 _SHOWN_KS = 6
@@ -38,36 +41,89 @@ _SHOWN_KS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file that was read, or a context that was saved."""
+    """A file that was read, or a context that was kept."""
 
-    path: Path
+    name: str
+    """As the user would give it."""
     content: Document | Context
+    stored: tuple[str, str] | None = None
+    """The store and the name that it is kept under, if it is."""
 
     @property
     def saved(self) -> Context | None:
-        """The saved context; None where rows are still to be made, as of raw text."""
+        """The context that was kept; None where rows are still to be made, as of raw text."""
         if isinstance(self.content, Document) or self.content.k == 1:
             return None
         return self.content
 
+    def remake(self, options: str = "") -> str:
+        """What the user does to have its rows made anew."""
+        if self.stored is None:
+            return f"compress the text again with `{options}`" if options else "compress it again"
+        reembed = f"{command('reembed', *self.stored)} {options}".rstrip()
+        return f"make its rows anew with `{reembed}`"
 
-def open_sources(paths: Sequence[Path], k: int | str) -> list[Source]:
-    """Saved contexts and documents, in the order given.
+
+def open_sources(values: Sequence[str], k: int | str) -> list[Source]:
+    """Contexts that were kept and documents, in the order given.
 
     Raises:
         InputError: a file cannot be read, a folder holds no context or one that k cannot read.
-        CheckpointError: a saved context is damaged.
+        CheckpointError: a context is damaged.
     """
-    sources: list[Source] = []
-    for path in paths:
-        if path.is_dir():
-            sources += _saved_in(path)
-        else:
-            sources.append(Source(path=path, content=read_document(path)))
+    sources = [source for value in values for source in _opened(value)]
     for source in sources:
         if source.saved is not None and isinstance(k, int):
-            _check_readable(source.path, source.saved, k)
+            check_readable(source, source.saved, k)
     return sources
+
+
+def _opened(value: str) -> list[Source]:
+    """What a value stands for: a file of that name before anything else."""
+    path = Path(value)
+    if path.is_file():
+        return [Source(name=value, content=read_document(path))]
+    found = split_source(value)
+    if found is not None:
+        place, name = found
+        store = open_store(place)
+        return _all_of(store, place) if name is None else [stored_source(store, place, name)]
+    if is_url(value):
+        open_store(value)  # raises: there is none
+    if path.is_dir():
+        return _saved_in(path)
+    return [Source(name=value, content=read_document(path))]  # raises: there is none
+
+
+def stored_source(store: ContextStore, place: str, name: str) -> Source:
+    """One context of a store.
+
+    Raises:
+        InputError: there is none of that name, or it is empty.
+        CheckpointError: it is damaged.
+    """
+    from ..store.reading import lazy_context
+
+    stored = store.open(name)
+    if not stored.num_tokens:
+        raise InputError(
+            f"A context is read when it holds text, but {shown(place, name)!r} is empty; append "
+            f"some with `{command('append', place, name)} FILE`."
+        )
+    return Source(
+        name=shown(place, name), content=lazy_context(stored), stored=(place, stored.name)
+    )
+
+
+def _all_of(store: ContextStore, place: str) -> list[Source]:
+    """Every context of a store that holds text, by name."""
+    names = sorted(each.name for each in store.manifests() if each.num_tokens)
+    if not names:
+        raise InputError(
+            f"A store is read when it holds contexts, but {place!r} holds no text; add some with "
+            f"`extensible compress FILE --out {place}`."
+        )
+    return [stored_source(store, place, name) for name in names]
 
 
 def _saved_in(folder: Path) -> list[Source]:
@@ -76,26 +132,27 @@ def _saved_in(folder: Path) -> list[Source]:
     children = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
     places = [folder] if Context.is_saved_at(folder) else children
     found = [
-        Source(path=place, content=Context.load(place))
+        Source(name=str(place), content=Context.load(place))
         for place in places
         if Context.is_saved_at(place)
     ]
     if not found:
         raise InputError(
-            f"A folder holds one or more saved contexts, but {str(folder)!r} holds none; make one "
-            f"with `extensible compress FILE --out DIR`, or give files."
+            f"A folder is a store or holds saved contexts, but {str(folder)!r} is and holds none; "
+            "make one with `extensible compress FILE --out STORE`, or give files."
         )
     return found
 
 
-def _check_readable(path: Path, context: Context, k: int) -> None:
+def check_readable(source: Source, context: Context, k: int) -> None:
+    """Raises InputError unless the rows of a source, `context`, can be read at k."""
     if not _readable_at(context, k):
         ks = [str(n) for n in range(1, context.chunk_tokens + 1) if _readable_at(context, n)]
         more = f" and so on to {ks[-1]}" if len(ks) > _SHOWN_KS else ""
         raise InputError(
-            f"{str(path)!r} was compressed at k={context.k} and can be read at "
-            f"{', '.join(ks[:_SHOWN_KS])}{more}, but --k is {k}; choose one of these, or compress "
-            f"the text again with `--k {k}`."
+            f"{source.name!r} was compressed at k={context.k} and can be read at "
+            f"{', '.join(ks[:_SHOWN_KS])}{more}, but --k is {k}; choose one of these, or "
+            f"{source.remake(f'--k {k}')}."
         )
 
 
@@ -121,6 +178,7 @@ def contexts_of(
     k: int | str,
     prompt_of: PromptOf,
     room: int,
+    embedder: ExtensibleEmbedder | None = None,
 ) -> list[Context]:
     """Contexts of all sources; texts are compressed at k, a text shorter than k to one row.
 
@@ -131,6 +189,7 @@ def contexts_of(
         k: scale factor, or "auto": the smallest at which the prompt fits.
         prompt_of: makes the prompt that is to fit.
         room: the most rows that it may take.
+        embedder: if it is loaded already.
 
     Raises:
         InputError: k is not usable.
@@ -141,7 +200,7 @@ def contexts_of(
     saved = [context for context in contexts if context is not None]
     if len(saved) == len(sources):
         return saved
-    embedder = load_embedder(models, reader)
+    embedder = embedder or load_embedder(models, reader)
     unmade = [
         context or _stand_in(source, embedder)
         for source, context in zip(sources, contexts, strict=True)
@@ -154,7 +213,7 @@ def contexts_of(
 
 
 def _for_reader(source: Source, reader: Reader, derivative: bool) -> Context | None:
-    """The saved context of a source, if it has one."""
+    """The context that a source was kept as, if it was."""
     content = source.content
     if isinstance(content, Document):
         return None
@@ -162,9 +221,9 @@ def _for_reader(source: Source, reader: Reader, derivative: bool) -> Context | N
         content = reader.adopt(content)
     elif not reader.is_same(content.reader_fingerprint):
         raise MismatchError(
-            f"Saved contexts are read by the reader that they were made for, but {reader.name!r} "
-            f"is not that of {str(source.path)!r}; choose it with --reader, compress the text "
-            "again, or give --derivative if this one is a fine-tune of it."
+            f"Contexts are read by the reader that they were made for, but {reader.name!r} is not "
+            f"that of {source.name!r}; choose it with --reader, {source.remake()}, or give "
+            "--derivative if this one is a fine-tune of it."
         )
     return None if source.saved is None else content
 
@@ -194,45 +253,34 @@ def _compress(source: Source, stand_in: Context, embedder: ExtensibleEmbedder, k
         return dataclasses.replace(embedder.compress(ids, k=len(ids), title=title), k=k)
     if k == 1:
         return embedder.compress(ids, k=k, title=title)
-    with progress_bar(f"Compressing {source.path.name}", "tokens") as progress:
+    with progress_bar(f"Compressing {Path(source.name).name}", "tokens") as progress:
         return embedder.compress(ids, k=k, title=title, progress=progress)
 
 
 def _smallest_k(
     sources: Sequence[Source], prompt: Prompt, embedder: ExtensibleEmbedder, room: int
 ) -> int:
-    """The smallest scale factor at which the prompt fits and saved rows can be read."""
-    saved = [source for source in sources if source.saved is not None]
-    allowed, all_ks = _common_ks(saved, embedder.config)
-    fitting = next((k for k in all_ks if prompt.num_rows(k) <= room), None)
-    if fitting is not None and fitting <= allowed:
+    """The smallest scale factor of texts at which the prompt fits, with kept rows read alike."""
+    config = embedder.config
+    kept = [source.saved for source in sources]
+
+    def num_rows(k: int) -> int:
+        return prompt.num_rows(tuple(_at_least(context, k) if context else k for context in kept))
+
+    ks = range(1, config.chunk_tokens + 1)
+    fitting = next((k for k in ks if num_rows(k) <= room), None)
+    if fitting is not None and fitting <= config.max_k:
         return fitting
-    if len(all_ks) == 1:
-        raise WindowError(_no_common_k(saved, embedder.config))
-    largest = max(k for k in all_ks if k <= allowed)
+    largest = min(config.max_k, config.chunk_tokens)
     advice = f"`--k {fitting}` would fit" if fitting else "give less text, it fits at no k"
     raise WindowError(
         f"Text, question and answer must fit the window, which leaves {room} rows for text and "
-        f"question, but at k={largest}, the largest allowed, these take "
-        f"{prompt.num_rows(largest)}; {advice}.",
+        f"question, but at k={largest}, the largest allowed, these take {num_rows(largest)}; "
+        f"{advice}.",
         smallest_k=fitting,
     )
 
 
-def _common_ks(saved: Sequence[Source], config: EmbedderConfig) -> tuple[int, list[int]]:
-    """The largest k that "auto" may choose, and every k at which all can be read, in order."""
-    contexts = [source.saved for source in saved if source.saved is not None]
-    longest = min([config.chunk_tokens, *(context.chunk_tokens for context in contexts)])
-    allowed = min([config.max_k, *(context.max_k for context in contexts)])
-    made_at = max([1, *(context.k for context in contexts)])
-    ks = [k for k in range(1, longest + 1) if all(_readable_at(context, k) for context in contexts)]
-    return max(allowed, made_at), ks
-
-
-def _no_common_k(saved: Sequence[Source], config: EmbedderConfig) -> str:
-    made_at = [f"{str(s.path)!r} at {s.saved.k}" for s in saved if s.saved is not None]
-    return (
-        "What does not fit raw is read at one k, a multiple of the k of every saved context and "
-        f"at most a chunk ({config.chunk_tokens} tokens), but these have none in common: "
-        f"{', '.join(made_at)}; compress one of them again at the k of another."
-    )
+def _at_least(context: Context, k: int) -> int:
+    """The scale factor of kept rows that is no smaller than k, or their largest."""
+    return 1 if k == 1 else min(-(-k // context.k) * context.k, context.coarsest_k)
