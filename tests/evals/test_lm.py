@@ -375,3 +375,13 @@ def test_a_journal_of_another_window_is_refused(
     other.load_state_dict(tiny_embedder.state_dict())
     with pytest.raises(InputError, match="begun with window 512, but now it is 300"):
         evaluate_lm(other.eval(), data, **ASKED, journal=journal)
+
+
+def test_what_is_compared_was_measured_on_the_same_targets(
+    evaluate: Evaluate, tmp_path: Path
+) -> None:
+    """A run with one more method goes on from a journal and is cut off by its budget."""
+    shape = {"windows": [60], "scale_factors": [], "journal": tmp_path / "j.jsonl"}
+    evaluate(**shape, methods=["truncate"])
+    records = evaluate(**shape, methods=["truncate", "extensible"], budget_minutes=1e-9)
+    assert {record.num_targets for record in records if record.domain != "mean"} == {1}

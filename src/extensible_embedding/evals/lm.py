@@ -173,15 +173,8 @@ class _Run:
                         progress(done, total)
 
     def losses(self, domains: Mapping[str, Sequence[Tensor]]) -> dict[str, Losses]:
-        """Loss of each target that was measured, for every setting that could run."""
-        return {
-            domain: {
-                setting: np.array(self._values(domain, setting, len(targets)))
-                for setting in self.settings
-                if setting not in self.notes
-            }
-            for domain, targets in domains.items()
-        }
+        """Loss of each target that all settings that could run were measured on."""
+        return {domain: self._paired(domain, len(targets)) for domain, targets in domains.items()}
 
     def _measure_target(self, domain: str, number: int, ids: Tensor) -> None:
         for setting in self.settings:
@@ -208,9 +201,20 @@ class _Run:
         used = reading.k if chooses else setting.k
         return {"nats": float(reading.nll(ids[end:]).mean()), "k": used}
 
-    def _values(self, domain: str, setting: Setting, num_targets: int) -> list[float]:
-        keys = [self._key(domain, number, setting) for number in range(num_targets)]
-        return [self.journal[key]["nats"] for key in keys if key in self.journal]
+    def _paired(self, domain: str, num_targets: int) -> Losses:
+        """Of some settings a journal may hold more, from a run with others or without a budget."""
+        ran = [setting for setting in self.settings if setting not in self.notes]
+        shared = [
+            number
+            for number in range(num_targets)
+            if all(self._key(domain, number, setting) in self.journal for setting in ran)
+        ]
+        return {
+            setting: np.array(
+                [self.journal[self._key(domain, number, setting)]["nats"] for number in shared]
+            )
+            for setting in ran
+        }
 
     def _key(self, domain: str, number: int, setting: Setting) -> tuple[str | int, ...]:
         window = setting.window or 0
