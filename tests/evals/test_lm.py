@@ -385,3 +385,10 @@ def test_what_is_compared_was_measured_on_the_same_targets(
     evaluate(**shape, methods=["truncate"])
     records = evaluate(**shape, methods=["truncate", "extensible"], budget_minutes=1e-9)
     assert {record.num_targets for record in records if record.domain != "mean"} == {1}
+
+
+def test_one_target_has_no_interval(evaluate: Evaluate) -> None:
+    for record in evaluate(num_targets=1):
+        assert record.loss_nats is not None
+        assert record.loss_low is record.loss_high is record.versus_low is None
+        assert record.method == "none" or record.recovery_low is None

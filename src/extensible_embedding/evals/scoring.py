@@ -149,14 +149,15 @@ def _share(own: Sequence[Losses], found: Sequence[Losses], setting: Setting) -> 
 
 
 def _resample(losses: Mapping[str, Losses], seed: int) -> tuple[list[Losses], list[Losses]]:
-    """Means (1,) and resampled means (resamples,) of every domain."""
+    """Means (1,) and resampled means (resamples,) of every domain; none of a single target."""
     means: list[Losses] = []
     samples: list[Losses] = []
     for number, each in enumerate(losses.values()):
         size = len(next(iter(each.values())))
         picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
         means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
-        samples.append({setting: loss[picks].mean(1) for setting, loss in each.items()})
+        unknown = np.nan if size < 2 else 0.0  # one target says nothing of others
+        samples.append({setting: loss[picks].mean(1) + unknown for setting, loss in each.items()})
     return means, samples
 
 
