@@ -263,3 +263,24 @@ def test_lines_of_a_journal_are_plain(measure: Measure, tmp_path: Path) -> None:
     first = json.loads((tmp_path / "j").read_text().splitlines()[1])
     assert first["key"] == ["times", 0, 64, 3]
     assert set(first["value"]) == {"raw online k=1", "extensible online k=4"}
+
+
+def test_every_round_makes_its_reading_anew(
+    tiny_embedder: ExtensibleEmbedder, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that a method kept of the last round would be free in this one."""
+    read: list[int] = []
+    outputs = tiny_embedder.chunk_outputs
+
+    def counted(*arguments: Any) -> list[Tensor]:
+        read.append(1)
+        return outputs(*arguments)
+
+    monkeypatch.setattr(tiny_embedder, "chunk_outputs", counted)
+    setting = CostSetting("extensible-adaptive", ONLINE, 8, 300, 100)
+    make = reading_maker(tiny_embedder, setting, ids, 3)
+    make()
+    first = len(read)
+    make()
+    assert first > 0
+    assert len(read) == 2 * first

@@ -67,8 +67,13 @@ def reading_maker(
         stored = StoredRows(embedder, folder, setting.k or None, all_rows=whole)
         stored.read(passage, window - new_tokens)
         return lambda: stored.read(passage, window - new_tokens)
-    method = make_method(setting.method, embedder, k=setting.k or None, all_rows=whole)
-    return lambda: method.read(passage, window - new_tokens)
+
+    def make() -> Reading:
+        """By a new method each time: one may keep rows that it made before."""
+        method = make_method(setting.method, embedder, k=setting.k or None, all_rows=whole)
+        return method.read(passage, window - new_tokens)
+
+    return make
 
 
 class StoredRows(Extensible):
