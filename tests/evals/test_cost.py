@@ -284,3 +284,8 @@ def test_every_round_makes_its_reading_anew(
     make()
     assert first > 0
     assert len(read) == 2 * first
+
+
+def test_a_window_beyond_the_readers_is_refused(measure: Measure) -> None:
+    with pytest.raises(InputError, match="at most the reader's window of 512 rows, but .* 600"):
+        measure(windows=[600])

@@ -392,3 +392,8 @@ def test_one_target_has_no_interval(evaluate: Evaluate) -> None:
         assert record.loss_nats is not None
         assert record.loss_low is record.loss_high is record.versus_low is None
         assert record.method == "none" or record.recovery_low is None
+
+
+def test_a_window_beyond_the_readers_is_refused(evaluate: Evaluate) -> None:
+    with pytest.raises(InputError, match="at most the reader's window of 512 rows, but .* 600"):
+        evaluate(windows=[64, 600])

@@ -198,3 +198,10 @@ def test_answers_to_other_questions_of_the_same_id_are_not_taken_over(
     for task, answers in zip(tasks, (2, 3), strict=True):  # the second row is in both files
         evaluate_qa(tiny_embedder, [task], methods=["truncate"], journal=journal)
         assert len(journal.read_text().splitlines()) == 1 + answers
+
+
+def test_a_window_beyond_the_readers_is_refused(
+    tiny_embedder: ExtensibleEmbedder, questions: Path
+) -> None:
+    with pytest.raises(InputError, match="at most the reader's window of 512 rows, but .* 600"):
+        evaluate_qa(tiny_embedder, [make_task("squad2", questions)], windows=[None, 600])

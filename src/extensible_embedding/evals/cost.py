@@ -28,7 +28,7 @@ from .flops import shape_of
 from .journal import Journal
 from .kinship import belongs_to_reader
 from .memory import ModelSource, peak_memory, warm_up
-from .methods import METHODS, CannotRunError, Reading
+from .methods import METHODS, CannotRunError, Reading, check_windows
 from .records import CostRecord, hardware
 from .stopwatch import measure
 
@@ -90,6 +90,7 @@ def measure_cost(
         num_repeats=num_repeats,
         raw_limit=raw_limit,
     )
+    check_windows(windows, embedder.reader.window)
     run = _Run(embedder, token_ids, reported, new_tokens, raw_limit, journal)
     clock = _Clock(budget_minutes, progress, run.num_measurements(num_repeats, source is not None))
     was_training = embedder.training

@@ -30,7 +30,15 @@ from ..prompt import language_head
 from ..reader import Reader
 from .journal import Journal
 from .kinship import belongs_to_reader
-from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
+from .methods import (
+    WITH_K,
+    CannotRunError,
+    Passage,
+    RowCache,
+    check_methods,
+    check_windows,
+    make_method,
+)
 from .records import LmRecord
 from .scoring import NONE, Losses, Setting, raw_of, score
 from .targets import draw_joined_targets, draw_targets, read_domains
@@ -241,6 +249,7 @@ def _settings(
     ):
         if not values or min(values) < 1:
             raise InputError(f"{name} is 1 or more, but it is {values}; give whole numbers.")
+    check_windows(windows, reader.window)
     factors = sorted({check_scale_factor(k) for k in scale_factors})
     lengths = sorted(set(context_tokens))
     if windows:

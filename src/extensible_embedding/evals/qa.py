@@ -25,7 +25,15 @@ from ..prompt import message_frame, question_frame
 from ..reader import Reader
 from .journal import Journal, Key
 from .kinship import belongs_to_reader
-from .methods import WITH_K, CannotRunError, Passage, RowCache, check_methods, make_method
+from .methods import (
+    WITH_K,
+    CannotRunError,
+    Passage,
+    RowCache,
+    check_methods,
+    check_windows,
+    make_method,
+)
 from .records import QaRecord
 from .scoring import RESAMPLES
 from .tasks import Example, Task
@@ -82,6 +90,7 @@ def evaluate_qa(
         InputError: an argument or a file is not usable.
     """
     settings = _settings(methods, scale_factors, windows)
+    check_windows([each for each in windows if each is not None], embedder.reader.window)
     belongs_to = {
         "embedder": embedder.fingerprint,
         **belongs_to_reader(embedder.reader),

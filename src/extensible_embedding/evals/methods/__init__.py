@@ -32,6 +32,7 @@ __all__ = [
     "Reading",
     "RowCache",
     "check_methods",
+    "check_windows",
     "make_method",
 ]
 
@@ -92,4 +93,13 @@ def check_methods(names: Sequence[str]) -> None:
         found = f"{unknown[0]!r} is none of them" if unknown else "none is given"
         raise InputError(
             f"Methods are one or more of {', '.join(METHODS)}, but {found}; choose of these."
+        )
+
+
+def check_windows(windows: Sequence[int], most: int) -> None:
+    """Raises InputError unless a reader that holds `most` rows can hold these."""
+    if windows and max(windows) > most:
+        raise InputError(
+            f"A window to compare in is at most the reader's window of {most} rows, but one is "
+            f"{max(windows)}; give smaller windows."
         )
