@@ -397,3 +397,11 @@ def test_one_target_has_no_interval(evaluate: Evaluate) -> None:
 def test_a_window_beyond_the_readers_is_refused(evaluate: Evaluate) -> None:
     with pytest.raises(InputError, match="at most the reader's window of 512 rows, but .* 600"):
         evaluate(windows=[64, 600])
+
+
+def test_a_domain_named_as_the_mean_of_all_is_refused(
+    tiny_embedder: ExtensibleEmbedder, tmp_path: Path
+) -> None:
+    file = parquet(tmp_path / "mean.parquet", text=[words(1, 900)])
+    with pytest.raises(InputError, match="'mean' is the name of the average over domains"):
+        evaluate_lm(tiny_embedder, [file], **ASKED)

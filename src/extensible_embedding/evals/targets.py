@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..reader import Reader
 from ..text import read_document
+from .records import MEAN
 
 _GENEROUS_CHARS_PER_TOKEN = 8
 _USUAL_CHARS_PER_TOKEN = 4
@@ -34,11 +35,17 @@ def read_domains(data: Sequence[Path]) -> dict[str, list[str]]:
     """Documents of parquet files by domain.
 
     Raises:
-        InputError: a file is missing, not parquet, or has no column `text`.
+        InputError: a file is missing, not parquet, has no column `text`, or a domain has the name
+            of the mean of all.
     """
     domains: dict[str, list[str]] = {}
     for path in data:
         for domain, text in _documents(Path(path)):
+            if domain == MEAN:
+                raise InputError(
+                    f"{MEAN!r} is the name of the average over domains, but {str(path)!r} has it "
+                    "for a domain; rename the file or the domain."
+                )
             domains.setdefault(domain, []).append(text)
     if not domains:
         raise InputError("An evaluation needs documents, but there are none; give files with text.")
