@@ -98,6 +98,11 @@ class Extensible(Method):
         """Oldest tokens whose rows do not fit, in whole chunks."""
         if room < 0:
             raise WindowError(f"Recent tokens must fit the window, but {-room} rows are missing.")
+        if self.all_rows and self._num_rows(split, k) > room:
+            raise WindowError(
+                f"Rows of the whole context must fit in {room} rows, but they take "
+                f"{self._num_rows(split, k)} at k={k}; give a larger k or less context."
+            )
         chunk, dropped = self.embedder.config.chunk_tokens, 0
         while self._num_rows(split - dropped, k) > room:
             dropped += chunk
