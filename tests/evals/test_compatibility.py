@@ -257,3 +257,10 @@ def test_another_model_of_the_same_sizes_is_measured(
     assert found.kinship.relation == ANOTHER
     assert found.verdict in (KEEP, RETRAIN)
     assert len(found.records) == len(found.own_records)
+
+
+def test_raw_text_tells_nothing_of_an_embedder(
+    embedder: ExtensibleEmbedder, own_reader: Reader, plan: Plan
+) -> None:
+    with pytest.raises(InputError, match="k is 2 or more, but it is 1"):
+        check_compatibility(embedder, own_reader, dataclasses.replace(plan, scale_factors=[1, 2]))

@@ -110,8 +110,8 @@ class Check:
                 f"{self.reader!r}; give `extensible check READER --data FILE...`."
             )
         check_data(self.data)
-        if not self.scale_factors:
-            raise InputError("--k needs scale factors, but none is given; give for example 4,16.")
+        if not self.scale_factors or min(self.scale_factors) < 2:
+            raise InputError("--k is scale factors of rows, 2 or more; give for example 4,16.")
         if self.out is not None:
             check_writable("--json", self.out)
 

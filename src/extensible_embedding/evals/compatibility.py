@@ -98,6 +98,7 @@ def check_compatibility(
     Raises:
         InputError: a setting or a file is not usable, or there is no recovery to compare.
     """
+    check_factors(plan.scale_factors)
     kinship = compare_readers(embedder.reader, reader)
     facts: dict[str, Any] = {
         "reader": reader.name,
@@ -123,6 +124,15 @@ def check_compatibility(
         records=found,
         **facts,
     )
+
+
+def check_factors(scale_factors: Sequence[int]) -> None:
+    """Raises InputError unless rows are asked for: raw text reads alike with any embedder."""
+    if not scale_factors or min(scale_factors) < 2:
+        found = min(scale_factors) if scale_factors else "none is given"
+        raise InputError(
+            f"A check is of rows, so k is 2 or more, but it is {found}; give for example 4,16."
+        )
 
 
 def serve(embedder: ExtensibleEmbedder, reader: Reader, kinship: Kinship) -> ExtensibleEmbedder:
