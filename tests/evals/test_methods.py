@@ -208,3 +208,11 @@ def test_a_fixed_k_whose_rows_do_not_fit_leaves_recent_text_raw(
     chunk = tiny_embedder.config.chunk_tokens
     dropped = -(-(len(older) - 4 * rows) // chunk) * chunk
     torch.testing.assert_close(found[1:-30], tiny_embedder.compress(older[dropped:], k=4).rows)
+
+
+@pytest.mark.parametrize("room", [15, 22, 50, 127])
+@pytest.mark.parametrize("tail", ["", "abc"])
+def test_retrieval_fills_its_room(tiny_embedder: ExtensibleEmbedder, room: int, tail: str) -> None:
+    """As the others do: the last piece that is read may be a part of one."""
+    here = passage(300, tail)
+    assert len(Retrieve(tiny_embedder.reader, piece_tokens=20).select(here, room)) == room

@@ -14,7 +14,8 @@ class Retrieve(SelectionMethod):
     """BM25 over pieces of the context, read raw in their order.
 
     The query is the tail; where a task has none (language modelling), it is the last piece of the
-    context, which is then always read.
+    context, which is then always read. Where the best piece that is left is longer than the room
+    that is left, its end is read.
 
     Args:
         reader: its tokenizer cuts and decodes.
@@ -33,17 +34,18 @@ class Retrieve(SelectionMethod):
         if len(context) <= room:
             return context
         pieces = list(context.split(self.piece_tokens))
-        chosen = self._chosen(passage, pieces, room // self.piece_tokens)
-        kept = [pieces[number] for number in sorted(chosen)]
-        return torch.cat([*kept, context[:0]])[:room]
+        chosen = self._chosen(passage, pieces, room)
+        kept = [chosen[number] for number in sorted(chosen)]
+        return torch.cat([*kept, context[:0]])
 
-    def _chosen(self, passage: Passage, pieces: list[Tensor], count: int) -> set[int]:
+    def _chosen(self, passage: Passage, pieces: list[Tensor], room: int) -> dict[int, Tensor]:
+        """Pieces by number, best first, until the room is full."""
         texts = [self.reader.decode(piece) for piece in pieces]
         fixed = [] if len(passage.tail) else [len(pieces) - 1]
         query = self.reader.decode(passage.tail) if len(passage.tail) else texts[-1]
-        chosen = set(fixed[:count])
-        for number in rank_spans(texts, query):
-            if len(chosen) >= count:
-                break
-            chosen.add(number)
+        chosen: dict[int, Tensor] = {}
+        for number in dict.fromkeys([*fixed, *rank_spans(texts, query)]):
+            if room > 0:
+                chosen[number] = pieces[number][-room:]
+                room -= len(chosen[number])
         return chosen
