@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals.cost_figures import with_quality
+from extensible_embedding.evals.figures import answers_figure, perplexity_figure, recovery_figure
 from extensible_embedding.evals.records import (
     CostRecord,
     LmRecord,
@@ -154,3 +156,26 @@ def test_quality_joins_cost_of_the_same_method_k_length_and_window() -> None:
     joined = with_quality(quality, [vars(each) for each in costs()])
     assert [(row["k"], row["mode"]) for row in joined] == [(4, "online"), (4, "offline")]
     assert all(row["ttft_s"] == 0.5 and row["recovery"] == 0.4 for row in joined)
+
+
+def test_lines_of_different_methods_and_scale_factors_are_kept_apart() -> None:
+    rows = [
+        dataclasses.asdict(lm("books", method, k)) for method in ("extensible", "mean-pool")
+        for k in (2, 4)
+    ]  # fmt: skip
+    lines = recovery_figure(rows).axes[0].get_lines()
+    shown = {line.get_label(): len(line.get_xdata()) for line in lines}
+    assert shown["books, extensible"] == shown["books, mean-pool"] == 2
+    lines = perplexity_figure([{**row, "window": 512} for row in rows]).axes[0].get_lines()
+    assert [line.get_label() for line in lines] == [
+        f"{method} k={k}" for method in ("extensible", "mean-pool") for k in (2, 4)
+    ]
+
+
+def test_bars_of_different_windows_are_kept_apart() -> None:
+    rows = [
+        {**dataclasses.asdict(qa("squad2", "all", "truncate", 0.5)), "window": window}
+        for window in (512, 1024)
+    ]
+    labels = answers_figure(rows).axes[0].get_legend_handles_labels()[1]
+    assert labels == ["truncate in 512", "truncate in 1,024"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .cost_figures import cost_figures
-from .panels import Row, line_of, panels
+from .panels import Row, line_of, panels, ways
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +45,17 @@ def figures(
 
 
 def recovery_figure(rows: Sequence[Row]) -> Figure:
-    """Recovery against k, a line for each domain, with intervals."""
+    """Recovery against k, a line for each domain and method, with intervals."""
     figure, (axes,) = panels(1)
-    for domain in dict.fromkeys(row["domain"] for row in rows):
-        line = sorted((r for r in rows if r["domain"] == domain), key=lambda row: row["k"])
-        style = {"linewidth": 2.5, "color": "black"} if domain == "mean" else {}
-        line_of(axes, line, "k", ("recovery", "recovery_low", "recovery_high"), domain, **style)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for domain, method in dict.fromkeys((row["domain"], row["method"]) for row in rows):
+        mine = (r for r in rows if (r["domain"], r["method"]) == (domain, method))
+        line = sorted(mine, key=lambda row: row["k"])
+        label = domain if len(methods) == 1 else f"{domain}, {method}"
+        style: dict[str, Any] = {"linewidth": 2.5} if domain == "mean" else {}
+        if style and method == methods[0]:
+            style["color"] = "black"
+        line_of(axes, line, "k", ("recovery", "recovery_low", "recovery_high"), label, **style)
     axes.set_xscale("log", base=2)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xlabel="scale factor k (tokens per row)", ylabel="recovery")
@@ -59,21 +64,22 @@ def recovery_figure(rows: Sequence[Row]) -> Figure:
 
 
 def perplexity_figure(rows: Sequence[Row]) -> Figure:
-    """Perplexity against context length: a panel for each domain, a line for each method."""
+    """Perplexity against context length: a panel for each domain, a line for each method and k."""
+    names = dict(zip(map(id, rows), ways(rows, ("domain", "context_tokens")), strict=True))
     domains = [d for d in dict.fromkeys(row["domain"] for row in rows) if d != "mean"]
     figure, parts = panels(len(domains))
     for axes, domain in zip(parts, domains, strict=True):
         mine = [row for row in rows if row["domain"] == domain]
-        for method in dict.fromkeys(row["method"] for row in mine):
+        for name in dict.fromkeys(names[id(row)] for row in mine):
             line = sorted(
-                (row for row in mine if row["method"] == method),
+                (row for row in mine if names[id(row)] == name),
                 key=lambda row: row["context_tokens"],
             )
             axes.plot(
                 [row["context_tokens"] for row in line],
                 [row["perplexity"] for row in line],
                 marker="o",
-                label=method,
+                label=name,
             )
         axes.set_xscale("log", base=2)
         axes.set(title=domain, xlabel="context tokens", ylabel="perplexity")
@@ -85,11 +91,12 @@ def needle_figure(rows: Sequence[Row]) -> Figure:
     """A heat map for each method: length of the context across, depth down."""
     import numpy as np
 
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    names = ways(rows, ("part", "scorer"))
+    methods = list(dict.fromkeys(names))
     figure, parts = panels(len(methods))
     found = {
-        (row["method"], *_needle_place(row["part"])): row["score"]
-        for row in rows
+        (name, *_needle_place(row["part"])): row["score"]
+        for name, row in zip(names, rows, strict=True)
         if _NEEDLE_PART.fullmatch(row["part"])
     }
     lengths = sorted({length for _, length, _ in found})
@@ -110,15 +117,16 @@ def answers_figure(rows: Sequence[Row]) -> Figure:
     """Bars of each task's main score, a colour for each method."""
     main = {row["task"]: row["scorer"] for row in reversed(rows)}
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    names = ways(rows, ("task", "scorer"))
+    methods = list(dict.fromkeys(names))
     figure, (axes,) = panels(1, width=2.0 + 1.2 * len(tasks))
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         for place, task in enumerate(tasks):
             mine = [
                 row
-                for row in rows
-                if (row["task"], row["method"], row["scorer"]) == (task, method, main[task])
+                for name, row in zip(names, rows, strict=True)
+                if (row["task"], name, row["scorer"]) == (task, method, main[task])
             ]
             if mine:
                 label = method if place == 0 else None

@@ -39,3 +39,29 @@ def panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Figure,
 
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def ways(rows: Sequence[Row], place: tuple[str, ...]) -> list[str]:
+    """A name for the method of each record, with k or window where it is there several times.
+
+    Args:
+        rows: the records of a figure.
+        place: fields of what a method may have one record for, such as the context's length.
+    """
+
+    def several(row: Row, name: str) -> bool:
+        same = (row["method"], *(row[each] for each in place))
+        others = (r for r in rows if (r["method"], *(r[each] for each in place)) == same)
+        return len({each[name] for each in others}) > 1
+
+    crowded = {
+        (row["method"], name) for row in rows for name in ("k", "window") if several(row, name)
+    }
+    return [_way(row, crowded) for row in rows]
+
+
+def _way(row: Row, crowded: set[tuple[str, str]]) -> str:
+    method = str(row["method"])
+    k = f" k={row['k'] or 'auto'}" if (method, "k") in crowded else ""
+    window = f"{row['window']:,}" if row["window"] else "the reader's own"
+    return method + k + (f" in {window}" if (method, "window") in crowded else "")
