@@ -151,3 +151,11 @@ def test_eval_qa_refuses_before_it_loads(run: Run, questions: Path) -> None:
     refused(run(*task, "--methods", "magic"), 2, "'magic' is none of them")
     refused(run(*task, "--windows", "x"), 2, "--windows", "'x'")
     refused(run(*task, "--num-examples", "0"), 2, "--num-examples")
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_seeds_and_budgets_below_0_are_refused(run: Run) -> None:
+    (data := Path("some.parquet")).write_bytes(b"")
+    refused(run("eval", "lm", "--data", data, "--seed", "-1"), 2, "--seed")
+    refused(run("eval", "lm", "--data", data, "--budget-minutes", "nan"), 2, "--budget-minutes")
+    refused(run("eval", "qa", "--task", f"squad2={data}", "--seed", "-1"), 2, "--seed")

@@ -49,13 +49,28 @@ NumTargetsOption = Annotated[
         callback=at_least(1, "--num-targets"),
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of what is drawn.")]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", help="Of what is drawn.", callback=at_least(0, "--seed")),
+]
+
+
+def _above_0(value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise InputError(
+            f"--budget-minutes is a number above 0, but it is {value}; give more time or leave it "
+            "out."
+        )
+    return value
+
+
 BudgetOption = Annotated[
     float | None,
     typer.Option(
         "--budget-minutes",
         metavar="MINUTES",
         help="Begin nothing more after this time; the records tell how much was measured.",
+        callback=_above_0,
     ),
 ]
 RecordsOption = Annotated[
