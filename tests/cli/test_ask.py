@@ -314,3 +314,33 @@ def test_the_bar_tells_a_speed_after_one_update() -> None:
     assert str(bar.columns[0](bar.tasks[0])) == ""  # type: ignore[operator]
     bar.update(task, completed=10)
     assert str(bar.columns[0](bar.tasks[0])).endswith(" tokens/s")  # type: ignore[operator]
+
+
+def test_ask_expands_and_cites(run: Run, book: Path) -> None:
+    rest = ("-q", "Who is a single man?", "--max-new-tokens", "6")
+    plain = json.loads(run("ask", book, *rest, "--json").stdout)
+    assert "citations" not in plain
+    result = run("ask", book, *rest, "--expand", "auto", "--cite", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["k"] >= plain["k"]
+    assert answer["prompt_rows"] + 6 <= 512
+    text = book.read_bytes()
+    assert any(each["raw"] for each in answer["citations"])
+    assert any(not each["raw"] for each in answer["citations"])
+    for each in answer["citations"]:
+        assert text[each["start_byte"] : each["end_byte"]].decode() == each["quote"]
+    shown = run("ask", book, *rest, "--expand", "auto", "--cite").stdout
+    assert re.search(r"\[1\] .*bytes [\d,]+ to [\d,]+, read raw:", shown)
+    assert "of the attention to rows:" in shown
+
+
+def test_ask_ranks_spans_by_attention(run: Run, book: Path) -> None:
+    rest = ("-q", "Who?", "--max-new-tokens", "2", "--expand", "64", "--spans", "attention")
+    result = run("ask", book, *rest)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("value", ["-1", "2.5", "some", ""])
+def test_ask_refuses_an_expand_that_is_no_number(run: Run, book: Path, value: str) -> None:
+    refused(run("ask", book, "-q", "Who?", "--expand", value), 2, "--expand is a number of tokens")

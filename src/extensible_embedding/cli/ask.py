@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import InputError, WindowError
-from .console import load_reader, note, quiet_libraries
+from .citing import (
+    OFF,
+    WORDS,
+    CiteOption,
+    ExpandOption,
+    SpansOption,
+    parse_expand,
+    print_citations,
+    ranker_of,
+)
+from .console import load_reader, note, quiet_libraries, spinner
 from .options import AUTO, JsonOption, Models, NewTokensOption, ReadingKOption, parse_k, with_models
 from .sources import Source, SourcesArgument, contexts_of, open_sources
 
@@ -21,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ..answer import AnswerStream, Plan
+    from ..context import Context
+    from ..prompt import Prompt
     from ..reader import Reader
 
 
@@ -38,6 +50,9 @@ def ask(
             help="Print the answer as it comes (unless --json asks for all of it), or when done.",
         ),
     ] = None,
+    expand: ExpandOption = OFF,
+    spans: SpansOption = WORDS,
+    cite: CiteOption = False,
     max_new_tokens: NewTokensOption = 128,
     as_json: JsonOption = False,
     *,
@@ -47,7 +62,8 @@ def ask(
 
     A file is compressed on the way; what `extensible compress` kept is ready at once: STORE stands
     for all contexts of a store, STORE:NAME for one. The answer goes to stdout; what was read, at
-    which k and in how many rows, to stderr.
+    which k and in how many rows, to stderr. Rows give the gist; for exact names and numbers add
+    `--expand auto`, and `--cite` to see where an answer comes from.
     """
     if as_json and stream:
         raise InputError(
@@ -58,7 +74,14 @@ def ask(
         raise InputError("--question is empty; ask something, for example `-q 'Who is Emma?'`.")
     scale_factor = parse_k(k)
     opened = open_sources(sources, scale_factor)
-    reply = Reply(k=scale_factor, max_new_tokens=max_new_tokens, stream=stream is not False)
+    reply = Reply(
+        k=scale_factor,
+        max_new_tokens=max_new_tokens,
+        stream=stream is not False,
+        expand=parse_expand(expand),
+        spans=spans,
+        cite=cite,
+    )
     _ask(opened, question, reply, models, as_json=as_json)
 
 
@@ -69,13 +92,17 @@ class Reply:
     k: int | str
     max_new_tokens: int
     stream: bool = True
+    expand: int | str = 0
+    """Tokens of spans that are read raw, or "auto"."""
+    spans: str = WORDS
+    """How they are chosen."""
+    cite: bool = False
 
 
 @quiet_libraries()
 def _ask(
     sources: Sequence[Source], question: str, how: Reply, models: Models, *, as_json: bool
 ) -> None:
-    from ..answer import Answer
     from ..prompt import question_prompt
 
     reader = load_reader(models.reader, models)
@@ -83,17 +110,51 @@ def _ask(
     prompt_of = partial(question_prompt, reader, question=question)
     contexts = contexts_of(sources, reader, models, k=how.k, prompt_of=prompt_of, room=room)
     prompt = prompt_of(contexts)
+    if how.expand:
+        prompt = _expanded(reader, contexts, question, how, room)
     plan = reader.plan(prompt, how.k, how.max_new_tokens)
     note(describe(plan, reader, how.k))
+    _reply(reader, plan, how, as_json=as_json)
+
+
+def _expanded(
+    reader: Reader, contexts: Sequence[Context], question: str, how: Reply, room: int
+) -> Prompt:
+    """The prompt with the spans that matter raw, while they are looked for."""
+    from ..expand import expanded_prompt
+
+    with spinner("Looking for the spans that matter ..."):
+        return expanded_prompt(
+            reader,
+            contexts,
+            question,
+            k=how.k,
+            expand=how.expand,
+            room=room,
+            ranker=ranker_of(how.spans),
+        )
+
+
+def _reply(reader: Reader, plan: Plan, how: Reply, *, as_json: bool) -> None:
+    """Answers, and says where the answer comes from if that was asked."""
+    from ..answer import Answer
+    from ..cite import citations
+
     reply = reader.respond(
         plan, stream=how.stream and not as_json, max_new_tokens=how.max_new_tokens
     )
-    if not isinstance(reply, Answer):
-        print_stream(reply)
-    elif as_json:
-        typer.echo(json.dumps(dataclasses.asdict(reply), indent=2, ensure_ascii=False))
-    else:
+    text = reply.text if isinstance(reply, Answer) else print_stream(reply)
+    cited = citations(reader, plan, text) if how.cite else []
+    if as_json:
+        assert isinstance(reply, Answer)
+        result = dataclasses.asdict(reply)
+        if how.cite:
+            result["citations"] = [dataclasses.asdict(each) for each in cited]
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    if isinstance(reply, Answer):
         typer.echo(reply.text)
+    print_citations(cited)
 
 
 def room_for_prompt(reader: Reader, question: str, max_new_tokens: int) -> int:
