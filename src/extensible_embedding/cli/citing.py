@@ -27,8 +27,8 @@ ExpandOption = Annotated[
     typer.Option(
         "--expand",
         metavar="off|auto|N",
-        help="Read the spans that matter to the question raw, beside the rows: N tokens of them, or "
-        "`auto`, a third of the window. This brings exact names and numbers back.",
+        help="Read the spans that matter to the question raw, beside the rows: N tokens of them, "
+        "or `auto`, a third of the window. This brings exact names and numbers back.",
     ),
 ]
 SpansOption = Annotated[
@@ -44,8 +44,8 @@ CiteOption = Annotated[
     bool,
     typer.Option(
         "--cite",
-        help="Also show where the answer comes from: the spans read raw and the rows it attended to "
-        "most, with their bytes in the text and the sentences there.",
+        help="Also show where the answer comes from: the spans read raw and the rows it attended "
+        "to most, with their bytes in the text and the sentences there.",
     ),
 ]
 
