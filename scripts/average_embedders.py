@@ -3,9 +3,9 @@
     python scripts/average_embedders.py runs/text/embedder runs/questions/embedder --share 0.5 \
         --out runs/average
 
-Weights that one run trained on from those of another lie in one basin, and their average keeps more
-of what each can do than either (Wortsman et al. 2022, arXiv 2109.01903). The training record is that
-of the embedder with more tokens.
+Weights that one run trained on from those of another lie in one basin, and their average keeps
+more of what each can do than either (Wortsman et al. 2022, arXiv 2109.01903). The training record
+is that of the embedder with more tokens.
 """
 
 from __future__ import annotations
