@@ -137,6 +137,7 @@ def test_refusals_come_before_anything_is_loaded(tmp_path: Path) -> None:
     refused(run("reader", "--data", texts, "--k", "2,x"), 2, "'x'")
     refused(run("reader", "--data", texts, "--k", "auto"), 2, "'auto'")
     refused(run("reader", "--data", texts, "--k", ","), 2, "--k needs scale factors")
+    refused(run("reader", "--data", texts, "--k", "1,4"), 2, "each 2 or more")
     refused(run("reader", "--data", texts, "--num-targets", "0"), 2, "--num-targets")
     refused(run("reader", "--data", texts, "--json", f"{texts}/out.json"), 2, "--json")
     for option in ("--reader", "--derivative"):

@@ -111,7 +111,7 @@ class Check:
             )
         check_data(self.data)
         if not self.scale_factors or min(self.scale_factors) < 2:
-            raise InputError("--k is scale factors of rows, 2 or more; give for example 4,16.")
+            raise InputError("--k needs scale factors of rows, each 2 or more; give 4,16.")
         if self.out is not None:
             check_writable("--json", self.out)
 
