@@ -31,24 +31,28 @@ def piece(words: str) -> Tensor:
     return ids((words + " ").ljust(PIECE_TOKENS, ".")[:PIECE_TOKENS])
 
 
-def test_rows_then_the_span_that_was_asked_for_then_recent_text(
-    tiny_embedder: ExtensibleEmbedder,
-) -> None:
+def test_rows_then_the_span_that_was_asked_for(tiny_embedder: ExtensibleEmbedder) -> None:
     needle = piece("my magic number was seven")
     filler = piece("rain fell upon every hill")
     context = torch.cat([filler, filler, needle, *[filler] * 7])
     tail = "magic number?"
-    left = ROOM - 1 - len(tail)
     found = embeds(tiny_embedder, context, tail, k=8)
-    recent = left // 2
-    raw = torch.cat([needle, context[-recent:], ids(tail)])
+    raw = torch.cat([needle, ids(tail)])
     assert torch.equal(found[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
     rows = len(found) - 1 - len(raw)
-    older = context[:-recent]
     chunk = tiny_embedder.config.chunk_tokens
-    dropped = -(-(len(older) - 8 * rows) // chunk) * chunk
-    made = tiny_embedder.compress(older[dropped:], k=8).rows
+    dropped = -(-(len(context) - 8 * rows) // chunk) * chunk
+    made = tiny_embedder.compress(context[dropped:], k=8).rows
     torch.testing.assert_close(found[1 : 1 + rows], made)
+
+
+def test_recent_text_stays_raw_where_no_question_follows(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    context = torch.cat([piece(f"hill {number}") for number in range(10)])
+    found = embeds(tiny_embedder, context, "", k=8)
+    recent = context[-((ROOM - 1) // 2) :]
+    assert torch.equal(found[-len(recent) :], tiny_embedder.reader.embed_tokens(recent))
 
 
 def test_auto_takes_the_smallest_k_at_which_the_older_text_fits(

@@ -18,9 +18,10 @@ _QUERY_TOKENS = 128
 class ExtensibleMixed(Extensible):
     """Extensible embeddings, with the best spans raw: rows, then spans, then recent tokens.
 
-    Half of the room is recent text, a third spans of older text that share most words with what is
-    read after it (BM25), and the rest rows of the older text. With k="auto" it is the smallest k at
-    which all older text fits. What does not fit is left out, oldest first.
+    A third of the room is spans that share most words with what is read after the context (BM25),
+    half is recent text where no question follows, and the rest rows of the older text. With
+    k="auto" it is the smallest k at which all older text fits. What does not fit is left out,
+    oldest first.
     """
 
     name = "extensible-mixed"
@@ -33,7 +34,7 @@ class ExtensibleMixed(Extensible):
         context, left = passage.context, room_for_context(passage, room)
         if len(context) <= left:
             return raw_reading(self.reader, passage, context)
-        split = len(context) - int(self.recent_share * left)
+        split = len(context) - int(self.recent_of(passage) * left)
         spans = self._spans(passage, split, int(self.span_share * left))
         raw = torch.cat([spans, context[split:]])
         left -= len(raw)

@@ -17,7 +17,8 @@ class Extensible(Method):
 
     With a fixed k as many recent tokens stay raw as fit beside the rows of all that is older. With
     k="auto" it is the smallest k at which `recent_share` of the room stays raw. Where the rows do
-    not fit, `recent_share` stays raw all the same and the oldest text is left out.
+    not fit, `recent_share` stays raw all the same and the oldest text is left out. Where a question
+    follows, which may be about any part, nothing is kept raw for being recent.
 
     Args:
         embedder: with its reader.
@@ -50,7 +51,7 @@ class Extensible(Method):
         context, left = passage.context, room_for_context(passage, room)
         if len(context) <= left and self.k is None:
             return raw_reading(self.reader, passage, context)
-        split, k = self._split(len(context), left)
+        split, k = self._split(passage, left)
         return self._reading(passage, split, k, left - (len(context) - split), context[split:])
 
     def _reading(
@@ -66,9 +67,14 @@ class Extensible(Method):
         embeds = torch.cat([part.to(self.reader.device, self.reader.dtype) for part in parts])
         return EmbedsReading(reader=self.reader, embeds=embeds, k=k)
 
-    def _split(self, num_tokens: int, room: int) -> tuple[int, int]:
+    def recent_of(self, passage: Passage) -> float:
+        """Part of the room that recent text takes: none before a question about all of it."""
+        return 0.0 if len(passage.tail) else self.recent_share
+
+    def _split(self, passage: Passage, room: int) -> tuple[int, int]:
         """Where the raw part begins, and k."""
-        recent = int(self.recent_share * room)
+        num_tokens = len(passage.context)
+        recent = int(self.recent_of(passage) * room)
         if self.k is None:
             return num_tokens - recent, self._smallest_k(num_tokens - recent, room - recent)
         if not self.all_rows and self._num_rows(num_tokens, self.k) > room:
