@@ -130,7 +130,7 @@ def test_export_overwrites_nothing_else(run: Run, library: Path, book: Path) -> 
 
 def test_merge(run: Run, library: Path, tiny_embedder: ExtensibleEmbedder) -> None:
     result = run("store", "merge", "shelf", library, models=False)
-    assert "1 contexts were new, 0 were there already" in result.stdout
+    assert "1 new, 0 there already" in result.stdout
     again = json.loads(run("store", "merge", "shelf", library, "--json", models=False).stdout)
     assert (again["new"], again["num_there"]) == ([], 1)
     ContextStore("shelf").append("book", "More.", tiny_embedder)
@@ -145,7 +145,7 @@ def test_verify_and_repair_rows(run: Run, library: Path) -> None:
     result = run("store", "verify", library, models=False)
     assert result.exit_code == 4
     assert f"book: {whole} has another content than was committed" in result.stdout
-    assert "lost is the rows of tokens 0 to" in result.stdout
+    assert "lost: the rows of tokens 0 to" in result.stdout
     assert f"`extensible store repair {library}` can make it again" in result.stdout
     report = json.loads(run("store", "verify", library, "--json", models=False).stdout)
     (fault,) = report["faults"]

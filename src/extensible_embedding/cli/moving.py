@@ -123,4 +123,4 @@ def merge(
         return
     for name in new:
         typer.echo(f"{shown(other, name)} -> {shown(store, name)}")
-    typer.echo(f"{len(new)} contexts were new, {record['num_there']} were there already.")
+    typer.echo(f"{store}: {len(new)} new, {record['num_there']} there already.")

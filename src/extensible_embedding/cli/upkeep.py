@@ -63,7 +63,7 @@ def _sentence(place: str, fault: Fault) -> str:
     advice = "it cannot be made again: restore the file from a copy, or delete the context"
     if fault.mendable:
         advice = f"`{command('repair', place)}` can make it again"
-    return f"{fault.context}: {fault.file} {fault.what}; lost is {fault.lost}; {advice}."
+    return f"{fault.context}: {fault.file} {fault.what}; lost: {fault.lost}; {advice}."
 
 
 def _verdict(place: str, num_contexts: int, num_faults: int, num_mended: int) -> str:
