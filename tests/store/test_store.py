@@ -333,7 +333,7 @@ def test_what_a_killed_change_left_is_removed_by_the_next(
     (folder / f"{'0' * 64}.txt").write_text("orphan")
     lost = folder.with_name("1" * 40)
     lost.mkdir()
-    (lost / "x.txt").write_text("of a context that was never committed")
+    (lost / f"{'2' * 64}.txt").write_text("of a context that was never committed")
     assert len(store) == 1
     store.compact()
     assert tree(store) == before
@@ -361,5 +361,34 @@ def test_a_store_is_a_folder(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(store: ContextStore, embedder: ExtensibleEmbedder) -> None:
     stored = store.add("novel", text_of(40), embedder)
     (store.place.folder / stored.folder / stored.manifest.segments[0].rows_file).unlink()
-    with pytest.raises(CheckpointError, match="'novel' has files that are missing .* repair"):
+    with pytest.raises(CheckpointError, match="'novel' has the file .* is missing; .* repair"):
         store.open("novel")
+
+
+def test_what_was_opened_stays_as_it_was(store: ContextStore, embedder: ExtensibleEmbedder) -> None:
+    text = text_of(70)
+    opened = store.add("novel", text, embedder)
+    listed = next(iter(store))
+    store.append("novel", text_of(50), embedder)
+    assert opened.text() == text
+    assert_same(opened.context(8), fresh(embedder, text, 8))
+    with pytest.raises(CheckpointError, match="is missing; open it again if it was changed"):
+        listed.context()
+    store.delete("novel")
+    assert opened.text() == text
+
+
+def test_a_file_removed_while_it_is_opened_is_missing(
+    store: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process that appends; the library opens a file by name twice."""
+    store.add("novel", text_of(70), embedder)
+    other, real = ContextStore(store.place.name), torch.UntypedStorage.from_file
+
+    def late(*args: object, **more: object) -> torch.UntypedStorage:
+        monkeypatch.setattr(torch.UntypedStorage, "from_file", real)
+        other.append("novel", text_of(50), embedder)
+        return real(*args, **more)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", late)
+    assert store["novel"].text() == text_of(70) + text_of(50)

@@ -73,9 +73,10 @@ def _faults_in(store: ContextStore, folder: Path) -> list[Fault]:
         if not isinstance(error, FileNotFoundError):
             return [_manifest_fault(folder.name, what)]
         return [_manifest_fault(folder.name, f"{what}, or its context was never committed")]
-    if folder_of(manifest.name) != f"{CONTEXTS}/{folder.name}":
+    here = manifest.in_folder(f"{CONTEXTS}/{folder.name}")
+    if here is None:
         return [_manifest_fault(folder.name, f"is that of another context, {manifest.name!r}")]
-    return faults_of(store, manifest)
+    return faults_of(store, here)
 
 
 def _manifest_fault(folder: str, what: str) -> Fault:

@@ -7,17 +7,23 @@ is a URL. Knows nothing of what the files hold.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import torch
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
 
 from ..errors import InputError, StorageError
 from ..folders import flush
@@ -25,6 +31,7 @@ from ..folders import flush
 LOCK_FILE = "lock"
 TEMPORARY = ".tmp-"
 _BLOCK = 1 << 20
+_BY_HASH = re.compile(r"[0-9a-f]{64}\.(safetensors|txt)")
 
 
 class Place:
@@ -37,6 +44,8 @@ class Place:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = str(path)
         try:
+            if not self.name or "\0" in self.name:
+                raise ValueError("no folder has this name")
             system, root = fsspec.core.url_to_fs(self.name)
         except (ImportError, ValueError) as error:
             raise InputError(
@@ -45,6 +54,8 @@ class Place:
             ) from error
         self.system, self.root = system, str(root)
         self.local = Path(self.root) if isinstance(system, LocalFileSystem) else None
+        # Libraries behind URLs raise what they like.
+        self._faults = OSError if self.local is not None else Exception
 
     @property
     def folder(self) -> Path:
@@ -62,12 +73,17 @@ class Place:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file or folder."""
-        return bool(self.system.exists(f"{self.root}/{name}"))
+        try:
+            self._info(name)
+        except FileNotFoundError:
+            return False
+        return True
 
     def names(self, folder: str) -> list[str]:
         """Files of a folder, in order, without what is being written."""
         try:
-            found = self.system.ls(f"{self.root}/{folder}", detail=False)
+            with self.reading(folder):
+                found = self.system.ls(f"{self.root}/{folder}", detail=False)
         except FileNotFoundError:
             return []
         names = sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
@@ -78,17 +94,60 @@ class Place:
 
         Raises:
             FileNotFoundError: there is none.
+            StorageError: it cannot be read.
         """
-        data: bytes = self.system.cat_file(f"{self.root}/{name}")
-        return data
+        with self.reading(name):
+            return bytes(self.system.cat_file(f"{self.root}/{name}"))
+
+    def opened(self, name: str) -> Callable[[], bytes]:
+        """A file to read later, whether or not it is removed meanwhile, if it is local.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: it cannot be read.
+        """
+        size = self.size(name)
+        if self.local is None:
+            return partial(self.read, name)
+        with self.reading(name), opening(self.local / name):
+            data = torch.from_file(str(self.local / name), size=size, dtype=torch.uint8)
+        return lambda: data.numpy().tobytes()
 
     def size(self, name: str) -> int:
         """Bytes of a file.
 
         Raises:
             FileNotFoundError: there is none.
+            StorageError: it cannot be read.
         """
-        return int(self.system.info(f"{self.root}/{name}")["size"])
+        return int(self._info(name)["size"])
+
+    def _info(self, name: str) -> dict[str, Any]:
+        with self.reading(name):
+            return dict(self.system.info(f"{self.root}/{name}"))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Turns every refusal to read, but that there is no such file, into one sentence."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name) from error
+        except self._faults as error:
+            raise StorageError(
+                f"A store is a place whose files can be read, but {name!r} in {self.name!r} cannot "
+                f"be ({error}); check the disk or connection, and who may read it."
+            ) from error
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Says what is true of a file that libraries cannot open, be it removed while they try."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError, FileNotFoundError):
+        path.open("rb").close()  # raises that it is missing, or that it may not be read
+        raise
 
 
 @contextmanager
@@ -96,10 +155,10 @@ def disk_faults(what: str) -> Iterator[None]:
     """Turns a disk's refusal into one sentence."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter also stands for a full disk
         raise StorageError(
             f"A store needs a writable place with room, but {what!r} cannot be written ({error}); "
-            "free some space or choose another folder. What was committed before is whole."
+            "free some space or choose another folder: what was committed before is whole."
         ) from error
 
 
@@ -167,11 +226,24 @@ def share(file: Path, folder: Path) -> None:
     if target.exists():
         return
     try:
-        os.link(file, target)
+        os.link(os.path.realpath(file), target)
     except OSError:
         with fill_whole(target) as temporary:
             shutil.copyfile(file, temporary)
     flush(folder)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file may be what a change left: it is named by a hash, or was being written."""
+    return name.startswith(TEMPORARY) or _BY_HASH.fullmatch(name) is not None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there whose name is the hash of its content."""
+    try:
+        return hash_file(path) == path.stem
+    except OSError:
+        return False
 
 
 def hash_file(path: Path) -> str:

@@ -140,6 +140,7 @@ def made_rows(
         token_ids=part.token_ids,
         row_bytes=part.ends[last],
         text=part.text,
+        settings_key=settings.key,
     )
 
 
@@ -194,5 +195,6 @@ def joined(parts: Sequence[OpenSegment]) -> Content:
         token_ids=torch.cat([each.token_ids for each in contents]),
         row_bytes=torch.cat(starts),
         text=b"".join(each.text for each in contents),
+        settings_key=contents[0].settings_key,
         scales=torch.cat(scales) if scales else None,
     )

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ..downsampling import DOWN_SAMPLINGS
 from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, InputError, MismatchError
+from .names import folder_of
 from .segment import ROW_TYPES, Segment
 
 FORMAT = "extensible-embedding-context"
@@ -41,6 +43,11 @@ class Settings:
     reader_fingerprint: str
     tokenizer_fingerprint: str
 
+    @property
+    def key(self) -> str:
+        """The same for the same settings alone."""
+        return _checksum(dataclasses.asdict(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -56,8 +63,17 @@ class Manifest:
     """Seconds since 1970, UTC."""
     changed: float
     """Never before `created` or the change before, whatever the clock says."""
+    new_name: str = ""
+    """Of a context that is being renamed: its name as soon as its folder is that of this name."""
     format: str = field(default=FORMAT, init=False)
     format_version: int = field(default=FORMAT_VERSION, init=False)
+
+    def in_folder(self, folder: str) -> Manifest | None:
+        """As a context of this folder of the store; None if it belongs to another."""
+        for name in (self.name, self.new_name):
+            if name and folder_of(name) == folder:
+                return dataclasses.replace(self, name=name, new_name="")
+        return None
 
     @property
     def num_tokens(self) -> int:
@@ -136,20 +152,30 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     known["settings"] = Settings(**values["settings"])
     known["segments"] = tuple(Segment(**each) for each in values["segments"])
     made = Manifest(**known)
+    _check_types(made)
     _check_settings(made.settings)
     for each in made.segments:
+        _check_types(each)
         _check_file(each.rows_file, ".safetensors")
         _check_file(each.text_file, ".txt")
     return made
 
 
+def _check_types(part: Manifest | Settings | Segment) -> None:
+    kinds = {"str": (str,), "int": (int,), "float": (float, int), "dict[str, Any]": (dict,)}
+    for each in dataclasses.fields(part):
+        value = getattr(part, each.name)
+        if type(value) not in kinds.get(str(each.type), (type(value),)):
+            raise ValueError(f"{each.name} is {value!r}")
+
+
 def _check_settings(settings: Settings) -> None:
-    if settings.row_type not in ROW_TYPES:
-        raise ValueError(f"row_type is {settings.row_type!r}")
+    _check_types(settings)
+    if settings.row_type not in ROW_TYPES or settings.down_sampling not in DOWN_SAMPLINGS:
+        raise ValueError(f"rows are of {settings.row_type!r} by {settings.down_sampling!r}")
     for name in ("k", "chunk_tokens", "max_k", "row_width"):
-        value = getattr(settings, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}")
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}")
 
 
 def _check_file(name: str, ending: str) -> None:

@@ -13,6 +13,7 @@ from ..errors import InputError
 
 CONTEXTS = "contexts"
 MAX_NAME_BYTES = 200
+_DIGITS = 40
 _CONTROLS = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of characters that cannot be seen, or turn the direction of others."""
 
@@ -28,6 +29,16 @@ def check_name(name: str) -> str:
         shown = repr(name if len(name) <= 60 else f"{name[:60]}...")
         raise InputError(f"A context's name {fault}, but {shown} was given; choose another.")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether a context can have this name."""
+    return _fault(name) is None
+
+
+def is_folder(name: str) -> bool:
+    """Whether a folder of this name, in that of all contexts, is one of `folder_of`."""
+    return len(name) == _DIGITS and not set(name) - set("0123456789abcdef")
 
 
 def _fault(name: str) -> str | None:
@@ -51,4 +62,4 @@ def name_key(name: str) -> str:
 
 def folder_of(name: str) -> str:
     """Folder of a context in a store, the same for all names of one key."""
-    return f"{CONTEXTS}/{hashlib.sha256(name_key(name).encode()).hexdigest()[:40]}"
+    return f"{CONTEXTS}/{hashlib.sha256(name_key(name).encode()).hexdigest()[:_DIGITS]}"

@@ -22,7 +22,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import Place, put_by_hash
+from .files import Place, opening, put_by_hash
 
 ROW_TYPES = {
     "bfloat16": torch.bfloat16,
@@ -31,8 +31,8 @@ ROW_TYPES = {
     "int8": torch.int8,
 }
 """How rows can be kept; int8 with a scale for each row."""
-RowKind = tuple[str, int]
-"""Type and width of rows."""
+RowKind = tuple[str, int, str]
+"""Type and width of rows, and the key of the settings that they were made with."""
 _INT8_STEPS = 127
 
 
@@ -62,6 +62,8 @@ class Content:
     """(R,) offset in the segment's text after the last byte of each row's last token."""
     text: bytes
     """UTF-8."""
+    settings_key: str
+    """Of what the rows depend on, beside the text."""
     scales: Tensor | None = None
     """(R,) float32: what rows of int8 are multiplied with."""
 
@@ -100,7 +102,7 @@ def write_segment(folder: Path, content: Content, end_chain: str) -> Segment:
     rows_file, rows_file_bytes = put_by_hash(
         folder,
         ".safetensors",
-        lambda path: save_file(tensors, path, metadata={"chain": end_chain}),
+        lambda path: save_file(tensors, path, metadata=_metadata(end_chain, content.settings_key)),
     )
     text_file, text_bytes = put_by_hash(folder, ".txt", lambda path: path.write_bytes(content.text))
     return Segment(
@@ -114,6 +116,15 @@ def write_segment(folder: Path, content: Content, end_chain: str) -> Segment:
     )
 
 
+def _metadata(end_chain: str, settings_key: str) -> dict[str, str]:
+    """What ties a file to its place in a context: the text up to its end, and the settings.
+
+    One entry: safetensors writes several in an order that changes, and the same content is to be
+    the same bytes.
+    """
+    return {"made_of": f"{end_chain} {settings_key}"}
+
+
 def read_text(place: Place, folder: str, segment: Segment, context: str) -> bytes:
     """A segment's text, UTF-8, without its rows.
 
@@ -121,13 +132,23 @@ def read_text(place: Place, folder: str, segment: Segment, context: str) -> byte
         FileNotFoundError: the file is missing.
         CheckpointError: it is not the text that was kept; `context` is named.
     """
-    data = place.read(f"{folder}/{segment.text_file}")
-    if hashlib.sha256(data).hexdigest() != Path(segment.text_file).stem:
-        raise CheckpointError(
-            f"Context {context!r} has the text {segment.text_file!r}, but that file holds another; "
-            "repair the store, for example with `extensible store repair`."
-        )
-    return data
+    return open_text(place, folder, segment, context)()
+
+
+def open_text(place: Place, folder: str, segment: Segment, context: str) -> Callable[[], bytes]:
+    """A segment's text to read later, although its file may be gone then; raises as `read_text`."""
+    read = place.opened(f"{folder}/{segment.text_file}")
+
+    def checked() -> bytes:
+        data = read()
+        if hashlib.sha256(data).hexdigest() != Path(segment.text_file).stem:
+            raise CheckpointError(
+                f"Context {context!r} has the text {segment.text_file!r}, but that file holds "
+                "another; repair the store, for example with `extensible store repair`."
+            )
+        return data
+
+    return checked
 
 
 class OpenSegment:
@@ -165,6 +186,7 @@ class OpenSegment:
             rows=self._tensors["rows"],
             token_ids=self.token_ids(),
             row_bytes=self._tensors["row_bytes"],
+            settings_key=self._kind[2],
             scales=self._tensors.get("scales"),
             text=self.text(),
         )
@@ -197,34 +219,38 @@ class OpenSegment:
             found, tensors = self._read(name)
         except SafetensorError as error:
             raise self.damaged("rows as safetensors", f"cannot be read so ({error})") from error
-        if found != self.segment.chain:
-            raise self.damaged("the rows of its own text", "has those of another")
+        if found != _metadata(self.segment.chain, self._kind[2]):
+            raise self.damaged("rows of its own text and settings", "has those of another")
         self._check(tensors)
         return tensors
 
-    def _read(self, name: str) -> tuple[str | None, dict[str, Tensor]]:
-        """The chain in a file's metadata, and its tensors: mapped if it is local."""
+    def _read(self, name: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """A file's metadata and tensors: mapped if it is local."""
         if self._place.local is None:
             data = self._place.read(name)
+            tensors = load(data)  # checks the header
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            return header.get("__metadata__", {}).get("chain"), load(data)
-        with safe_open(self._place.local / name, framework="pt") as file:
+            return header.get("__metadata__", {}), tensors
+        path = self._place.local / name
+        with (
+            self._place.reading(name),
+            opening(path),
+            safe_open(path, framework="pt") as file,
+        ):
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return (file.metadata() or {}).get("chain"), tensors
+            return file.metadata() or {}, tensors
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
         rows, tokens = self.segment.num_rows, self.segment.num_tokens
-        row_type, width = self._kind
-        expected: dict[str, tuple[Callable[[Tensor], bool], str]] = {
-            "rows": (
-                lambda t: t.shape == (rows, width) and t.dtype == ROW_TYPES[row_type],
-                f"{rows} rows of {width} numbers in {row_type}",
-            ),
-            "token_ids": (lambda t: t.shape == (tokens,), f"{tokens} token ids"),
-            "row_bytes": (lambda t: t.shape == (rows,), f"{rows} offsets of rows"),
+        row_type, width, _ = self._kind
+        expected: dict[str, tuple[tuple[int, ...], torch.dtype, str]] = {
+            "rows": ((rows, width), ROW_TYPES[row_type], f"rows of {width} numbers in {row_type}"),
+            "token_ids": ((tokens,), torch.int32, "token ids"),
+            "row_bytes": ((rows,), torch.int64, "offsets of rows"),
         }
         if row_type == "int8":
-            expected["scales"] = (lambda t: t.shape == (rows,), f"{rows} scales")
-        for name, (holds, rule) in expected.items():
-            if name not in tensors or not holds(tensors[name]):
-                raise self.damaged(rule, "has not")
+            expected["scales"] = ((rows,), torch.float32, "scales of rows")
+        for name, (shape, dtype, what) in expected.items():
+            found = tensors.get(name)
+            if found is None or found.shape != shape or found.dtype != dtype:
+                raise self.damaged(f"{shape[0]} {what}", "has not")

@@ -13,14 +13,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..embedder import ExtensibleEmbedder, Progress
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, MismatchError
 from ..folders import flush
-from .files import Place, disk_faults, share, write_whole, writing
+from .files import Place, disk_faults, is_left_over, is_whole, share, write_whole, writing
 from .growth import Piece, chunk_chains, make_segments, merged, reopened, tokenized, unfinished
 from .manifest import (
     MANIFEST,
@@ -32,9 +32,9 @@ from .manifest import (
     encode,
     settings_of,
 )
-from .names import CONTEXTS, check_name, folder_of
+from .names import CONTEXTS, check_name, folder_of, is_folder, is_name
 from .segment import Segment
-from .stored import StoredContext
+from .stored import LostFileError, StoredContext
 
 _TRIES = 5
 """Times that a reader looks again, if a context changes between its manifest and its files."""
@@ -53,14 +53,14 @@ class ContextStore:
 
     def __init__(self, path: str | os.PathLike[str], *, wait_s: float = 60.0) -> None:
         self.place, self.wait_s = Place(path), wait_s
-        if self.place.local is not None and self.place.local.is_file():
+        if self.place.local is not None and os.path.isfile(self.place.local):
             raise InputError(f"A store is a folder, but {str(path)!r} is a file; give another.")
 
     def __len__(self) -> int:
         return len(self._folders())
 
     def __contains__(self, name: str) -> bool:
-        return self.place.exists(f"{folder_of(name)}/{MANIFEST}")
+        return is_name(name) and self.place.exists(f"{folder_of(name)}/{MANIFEST}")
 
     def __getitem__(self, name: str) -> StoredContext:
         return self.open(name)
@@ -84,10 +84,10 @@ class ContextStore:
         for _ in range(_TRIES):
             stored = StoredContext(self.place, self.manifest(name))
             try:
-                stored.segments  # noqa: B018 - opens the files
-            except FileNotFoundError as error:
+                stored.open_files()
+            except LostFileError:
                 if self.manifest(name) == stored.manifest:
-                    raise _lost(name, error) from error
+                    raise
             else:
                 return stored
         raise CheckpointError(f"Context {name!r} changes faster than it can be read; try again.")
@@ -188,14 +188,17 @@ class ContextStore:
             return self.commit(stored.manifest, merged(stored, [*kept, *new]))
 
     def delete(self, name: str) -> None:
-        """Removes a context.
+        """Removes a context, be it damaged.
 
         Raises:
             InputError: there is no such context.
             StorageError: as `add`.
         """
-        with self.changing(name) as folder:
-            self._remove(folder)
+        with self._writing() as root:
+            # A manifest that cannot be read is of this name all the same: it stands in its folder.
+            with suppress(CheckpointError, MismatchError):
+                self.manifest(name)
+            self._remove(_own(root / folder_of(name)))
 
     def rename(self, name: str, new_name: str) -> StoredContext:
         """Gives a context another name.
@@ -205,17 +208,17 @@ class ContextStore:
             StorageError: as `add`.
         """
         with self.changing(name) as folder:
-            manifest = dataclasses.replace(self.manifest(name), name=check_name(new_name))
-            target = self.place.folder / folder_of(new_name)
-            if target == folder:
-                return self.commit(manifest, manifest.segments)
-            self._check_new(new_name)
-            target.mkdir(exist_ok=True)
-            for file in manifest.files:
-                share(folder / file, target)
-            made = self.commit(manifest, manifest.segments)
-            self._remove(folder)
-            return made
+            manifest = self.manifest(name)
+            target = self.place.folder / folder_of(check_name(new_name))
+            if target != folder:
+                self._check_new(new_name)
+                self._clean(_own(target))
+                moving = dataclasses.replace(manifest, new_name=new_name)
+                write_whole(folder / MANIFEST, encode(moving))
+                os.rename(folder, target)  # commits
+                flush(target.parent)
+            renamed = dataclasses.replace(manifest, name=new_name)
+            return self.commit(renamed, manifest.segments)
 
     def compact(self) -> None:
         """Removes what changes that were broken off have left behind.
@@ -240,9 +243,9 @@ class ContextStore:
                 self._check_new(name)
             else:
                 self.manifest(name)
-            folder = root / folder_of(name)
+            folder = _own(root / folder_of(name))
             self._clean(folder)
-            folder.mkdir(exist_ok=True)
+            _make(folder)
             try:
                 yield folder
             finally:
@@ -251,7 +254,7 @@ class ContextStore:
     def commit(self, manifest: Manifest, segments: Sequence[Segment]) -> StoredContext:
         """Puts a context in place whose segments are in its folder; within `changing`."""
         changed = max(time.time(), manifest.changed)
-        made = dataclasses.replace(manifest, segments=tuple(segments), changed=changed)
+        made = dataclasses.replace(manifest, segments=tuple(segments), changed=changed, new_name="")
         folder = self.place.folder / folder_of(made.name)
         write_whole(folder / MANIFEST, encode(made))
         return self.open(made.name)
@@ -260,28 +263,27 @@ class ContextStore:
     def _writing(self) -> Iterator[Path]:
         root = self.place.folder
         with disk_faults(str(root)):
-            (root / CONTEXTS).mkdir(parents=True, exist_ok=True)
+            _make(root / CONTEXTS)
             with writing(root, self.wait_s):
                 yield root
 
     def _clean(self, folder: Path) -> None:
-        """Removes files that the context's manifest does not name; all, if there is none.
+        """Removes a store's files that the context's manifest does not name, or that has none.
 
-        Nothing goes while a manifest cannot be read: its files may be whole.
+        Nothing goes while a manifest cannot be read: its files may be whole. Nothing goes that no
+        change made, such as what is behind a link.
         """
-        if not folder.is_dir():
+        if not is_folder(folder.name) or folder.is_symlink() or not folder.is_dir():
             return
-        named = {MANIFEST}
         try:
             found = self._manifest_in(f"{CONTEXTS}/{folder.name}")
-        except CheckpointError:
+        except (CheckpointError, MismatchError):
             return
-        if found is not None:
-            named |= found.files
+        named = set() if found is None else found.files
         for path in folder.iterdir():
-            if path.name not in named:
+            if is_left_over(path.name) and path.name not in named:
                 path.unlink(missing_ok=True)
-        if found is None:
+        if found is None and not any(folder.iterdir()):
             folder.rmdir()
 
     def _remove(self, folder: Path) -> None:
@@ -292,15 +294,29 @@ class ContextStore:
 
     def _folders(self) -> list[str]:
         """Of contexts that are there."""
-        folders = (f"{CONTEXTS}/{name}" for name in self.place.names(CONTEXTS))
+        folders = (f"{CONTEXTS}/{name}" for name in self.place.names(CONTEXTS) if is_folder(name))
         return [folder for folder in folders if self.place.exists(f"{folder}/{MANIFEST}")]
 
     def _manifest_in(self, folder: str) -> Manifest | None:
         where = f"{folder}/{MANIFEST}"
         try:
-            return decode(self.place.read(where), where)
+            found = decode(self.place.read(where), where)
         except FileNotFoundError:
             return None
+        if (here := found.in_folder(folder)) is None:
+            raise CheckpointError(
+                f"A context's folder is named by its name, but {where} is that of another context, "
+                f"{found.name!r}; restore the file, or move the folder out of the store."
+            )
+        return here
+
+    def _readable(self) -> Iterator[Manifest]:
+        """Manifests that can be read: a damaged context is no reason to refuse another."""
+        for folder in self._folders():
+            with suppress(CheckpointError, MismatchError):
+                found = self._manifest_in(folder)
+                if found is not None:
+                    yield found
 
     def _segments(
         self,
@@ -312,10 +328,12 @@ class ContextStore:
     ) -> Sequence[Segment]:
         """Of a whole text: those of a context with the same chunks, or new ones."""
         end = chunk_chains(piece, settings.chunk_tokens, "")[-1]
-        for manifest in self.manifests():
-            if manifest.end_chain == end and manifest.settings == settings:
-                for file in manifest.files:
-                    share(self.place.folder / folder_of(manifest.name) / file, folder)
+        for manifest in self._readable():
+            files = [self.place.folder / folder_of(manifest.name) / each for each in manifest.files]
+            same = manifest.end_chain == end and manifest.settings == settings
+            if same and all(is_whole(file) for file in files):
+                for file in files:
+                    share(file, folder)
                 return manifest.segments
         return list(make_segments(folder, embedder, settings, piece, progress=progress))
 
@@ -336,8 +354,18 @@ class ContextStore:
         )
 
 
-def _lost(name: str, error: FileNotFoundError) -> CheckpointError:
-    return CheckpointError(
-        f"Context {name!r} has files that are missing ({error.filename or error}); repair the "
-        "store, for example with `extensible store repair`."
-    )
+def _own(folder: Path) -> Path:
+    """The folder of a context, if it is one to write into and remove: what links show stays."""
+    if folder.is_symlink():
+        raise InputError(
+            f"A context is changed in a folder of its own, but {str(folder)!r} is a link; put the "
+            "folder itself there."
+        )
+    return folder
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder that stays, whatever happens to power."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        flush(folder.parent)

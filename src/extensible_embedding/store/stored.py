@@ -9,7 +9,8 @@ Axes: R row, H reader hidden size; n tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,11 @@ from ..errors import CheckpointError, InputError
 from .files import Place
 from .manifest import Manifest, Settings
 from .names import folder_of
-from .segment import OpenSegment, Segment, read_text
+from .segment import OpenSegment, Segment, open_text
+
+
+class LostFileError(CheckpointError):
+    """A file is missing that a manifest names: lost, or removed since the manifest was read."""
 
 
 class StoredContext:
@@ -66,13 +71,50 @@ class StoredContext:
         """Its segments, opened.
 
         Raises:
-            CheckpointError: one is missing or damaged.
+            LostFileError: one is missing.
+            CheckpointError: one is damaged.
         """
-        return [self.opened(each) for each in self.manifest.segments]
+        with self._missing():
+            return [self.opened(each) for each in self.manifest.segments]
+
+    @cached_property
+    def texts(self) -> list[Callable[[], bytes]]:
+        """What reads the text of each of its segments, though their files may be gone by then.
+
+        Raises:
+            LostFileError: one is missing.
+        """
+        with self._missing():
+            return [
+                open_text(self.place, self.folder, each, self.name)
+                for each in self.manifest.segments
+            ]
+
+    def open_files(self) -> None:
+        """Opens all of its files: what is done to the store from now on, it does not see.
+
+        Raises:
+            LostFileError: one is missing.
+            CheckpointError: one is damaged.
+        """
+        _ = self.segments, self.texts
+
+    @contextmanager
+    def _missing(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            file = str(error.filename).rpartition("/")[2]
+            raise LostFileError(
+                f"Context {self.name!r} has the file {file!r}, but that file is missing; open it "
+                "again if it was changed meanwhile, or repair the store, for example with "
+                "`extensible store repair`."
+            ) from error
 
     def opened(self, segment: Segment) -> OpenSegment:
         """A segment in the context's folder."""
-        kind = (self.settings.row_type, self.settings.row_width)
+        kept = self.settings
+        kind = (kept.row_type, kept.row_width, kept.key)
         return OpenSegment(self.place, self.folder, segment, kind, self.name)
 
     def context(self, k: int | None = None) -> Context:
@@ -128,14 +170,17 @@ class StoredContext:
 
     def _places(self, segment: OpenSegment, factor: int) -> Tensor:
         """Which rows of a segment stand for `factor` times as many tokens: (r,)."""
-        kept = self.settings
-        sampler, first, parts = down_sampling(kept.down_sampling), 0, []
-        for start, end in chunk_spans(segment.segment.num_tokens, kept.chunk_tokens):
-            count = num_rows(end - start, kept.k)
-            places = sampler.places(count, factor)
+        kept, sampler = self.settings, down_sampling(self.settings.down_sampling)
+        whole, rest = divmod(segment.segment.num_tokens, kept.chunk_tokens)
+        count = num_rows(kept.chunk_tokens, kept.k)
+        parts = []
+        for chunks, rows in (
+            (torch.arange(whole), count),
+            (torch.tensor([whole]), num_rows(rest, kept.k)),
+        ):
+            places = sampler.places(rows, factor)
             assert places is not None
-            parts.append(places + first)
-            first += count
+            parts.append((count * chunks[:, None] + places).flatten())
         return torch.cat(parts)
 
     def token_ids(self) -> Tensor:
@@ -149,16 +194,8 @@ class StoredContext:
         Raises:
             CheckpointError: it is damaged or missing.
         """
-        texts = []
-        for each in self.manifest.segments:
-            try:
-                texts.append(read_text(self.place, self.folder, each, self.name))
-            except FileNotFoundError as error:
-                raise CheckpointError(
-                    f"Context {self.name!r} has the text {each.text_file!r}, but that file is "
-                    "missing; repair the store, for example with `extensible store repair`."
-                ) from error
-        return b"".join(texts).decode()
+        with self._missing():
+            return b"".join(read() for read in self.texts).decode()
 
     def row_spans(self) -> Tensor:
         """First and last byte (after) of the text that each row stands for, (R, 2)."""
