@@ -26,7 +26,8 @@ from extensible_embedding.released import RELEASED_FOLDER
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "release.json"
 TRAINING_TEXT = """public-domain
-English books, Python packages, technical and encyclopedic prose, none of it in the evaluation sets.
+English books, Python packages, technical and encyclopedic prose, none of it in the evaluation sets,
+and questions: made from those texts without a model, and from FairytaleQA, QMSum, NQ-open and bAbI.
 This is a young checkpoint: it has seen a small part of what it can learn from."""
 _BLOCK = re.compile(r"(<!-- numbers:begin -->\n).*?(<!-- numbers:end -->)", re.DOTALL)
 
@@ -93,7 +94,7 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage3.yaml` say with which settings.
+{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage5.yaml` say with which settings.
 Losses, recovery and how they were measured:
 [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
 """
