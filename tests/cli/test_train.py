@@ -47,7 +47,8 @@ def test_train_and_go_on(
     result = run("train", "--config", config, "--json", models=False)
     assert result.exit_code == 0, result.output
     first = json.loads(result.stdout)
-    assert set(first) == {"folder", "steps", "tokens", "loss", "seconds", "tokens_per_s"}
+    measured = {"folder", "steps", "tokens", "answer_tokens", "loss", "seconds", "tokens_per_s"}
+    assert set(first) == measured
     assert (first["steps"], first["tokens"]) == (2, 2 * 2 * 48)
     assert all(first[name] > 0 for name in ("loss", "seconds", "tokens_per_s"))
     assert "step 1/2, loss" in result.stderr
