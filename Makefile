@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+RUNS ?= 500
 
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -27,8 +28,8 @@ DERIVE := $(BIN)/python scripts/make_derivatives.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install kvpress test test-e2e test-slow test-gpu check docs-check docs derivatives \
-	check-derivatives clean
+.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-crash check docs-check docs \
+	derivatives check-derivatives clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +79,9 @@ test-slow: $(STAMP) ## Run the slow tests
 
 test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they are skipped)
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-crash: $(STAMP) ## Kill processes that change a store, again and again (RUNS=...)
+	@PYTHONPATH=tests $(BIN)/python -m store.crash --steps --runs $(RUNS) $(ARGS)
 
 check: $(STAMP) docs-check ## Check format, lint, types and generated files; changes nothing
 	@$(BIN)/ruff format --check .
