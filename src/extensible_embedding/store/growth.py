@@ -23,7 +23,7 @@ from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import InputError
 from ..reader import Reader
 from .manifest import Settings
-from .segment import Content, OpenSegment, Segment, chain, keep, write_segment
+from .segment import Content, OpenSegment, Segment, all_finite, chain, keep, write_segment
 from .stored import StoredContext
 
 SEGMENT_CHUNKS = 1024
@@ -126,7 +126,7 @@ def made_rows(
         made = embedder.compress(
             part.token_ids, k=settings.k, batch_chunks=1, progress=progress
         ).rows
-    if not bool(torch.isfinite(made).all()):
+    if not all_finite(made):
         raise InputError(
             "Rows are finite numbers, but this embedder makes NaN or infinity of the text; train "
             "it again, or load it in float32."

@@ -90,6 +90,11 @@ def keep(rows: Tensor, row_type: str) -> tuple[Tensor, Tensor | None]:
     return steps.to(torch.int8), scales
 
 
+def all_finite(rows: Tensor) -> bool:
+    """Whether rows (r, H) hold neither NaN nor infinity: both show in the smallest and largest."""
+    return not rows.numel() or bool(torch.isfinite(torch.stack(rows.aminmax())).all())
+
+
 def write_segment(folder: Path, content: Content, end_chain: str) -> Segment:
     """Writes a segment's files into a context's folder."""
     tensors = {
@@ -176,7 +181,7 @@ class OpenSegment:
         rows = self._tensors["rows"][picked]
         if "scales" in self._tensors:
             rows = rows.float() * self._tensors["scales"][picked, None]
-        if not bool(torch.isfinite(rows).all()):
+        if not all_finite(rows):
             raise self.damaged("rows of finite numbers", "has NaN or infinity")
         return rows if places is not None or "scales" in self._tensors else rows.clone()
 
