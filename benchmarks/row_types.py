@@ -33,7 +33,7 @@ SCALE_BYTES = 4
 def main() -> None:
     """Runs the benchmark."""
     options = arguments()
-    embedder = released_embedder()
+    embedder = released_embedder(Reader.from_pretrained())
     losses: dict[str, list[dict[str, float]]] = {}
     spans = list(targets(embedder.reader, options))
     for domain, ids in track(spans, description="Reading targets", console=Console(stderr=True)):
