@@ -81,7 +81,7 @@ test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they a
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-crash: $(STAMP) ## Kill processes that change a store, again and again (RUNS=...)
-	@PYTHONPATH=tests $(BIN)/python -m store.crash --steps --runs $(RUNS) $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m store.crash --steps 1 --runs $(RUNS) $(ARGS)
 
 check: $(STAMP) docs-check ## Check format, lint, types and generated files; changes nothing
 	@$(BIN)/ruff format --check .

@@ -8,7 +8,8 @@ random changes and writes each into a journal, before it and after it. It is kil
 moment: what it has finished must be there, what it was at is there whole or not at all, and another
 process, which reads all contexts all the time, must never see an error or half of a context.
 
-With --steps, children also kill themselves before each call that changes the disk, in turn.
+With --steps 1, children also kill themselves before each call that changes the disk, in turn; with
+--steps 2 before every other one.
 """
 
 from __future__ import annotations
@@ -254,33 +255,34 @@ STEPPED = (
 )
 
 
-def kill_each_step(folder: Path, embedder: ExtensibleEmbedder) -> dict[str, int]:
-    """Every kind of change, killed before each of its calls that change the disk."""
+def kill_each_step(folder: Path, embedder: ExtensibleEmbedder, every: int) -> dict[str, int]:
+    """Every kind of change, killed before every `every`-th of its calls that change the disk."""
     base = folder / "base"
     for name, kept in BASE.items():
         apply(ContextStore(base), Change("add", name, **asdict(kept)), {}, embedder)
     orphan = base / "contexts" / ("0" * 40)
     orphan.mkdir()
     (orphan / f"{'0' * 64}.txt").write_text("left by a killed change")
+    checker = Checker(folder / "copy", embedder)
     return {
-        f"{change.kind} {change.name}".strip(): steps_of(change, folder, embedder)
+        f"{change.kind} {change.name}".strip(): steps_of(change, base, checker, every)
         for change in STEPPED
     }
 
 
-def steps_of(change: Change, folder: Path, embedder: ExtensibleEmbedder) -> int:
-    """The calls of a change, before each of which a child was killed."""
+def steps_of(change: Change, base: Path, checker: Checker, every: int) -> int:
+    """How many children were killed, each before another call of a change."""
     code, step, committed = -signal.SIGKILL, 0, False
     while code:
-        copy = Path(shutil.copytree(folder / "base", folder / "copy"))
-        code = ended(forked(partial(killed_before, copy, change, embedder, step)))
-        state, done = Checker(copy, embedder).state(), after(BASE, change)
+        copy = Path(shutil.copytree(base, checker.folder))
+        code = ended(forked(partial(killed_before, copy, change, checker.embedder, step)))
+        state, done = checker.state(), after(BASE, change)
         assert state in ((BASE, done) if code and not committed else (done,)), (change, step, state)
         committed = state == done != BASE
-        next_change_works(copy, state, embedder)
+        next_change_works(checker, state, change)
         shutil.rmtree(copy)
-        step += 1
-    return step - 1
+        step += every
+    return step // every - 1
 
 
 def killed_before(folder: Path, change: Change, embedder: ExtensibleEmbedder, step: int) -> None:
@@ -300,13 +302,13 @@ def killed_before(folder: Path, change: Change, embedder: ExtensibleEmbedder, st
     apply(store, change, BASE, embedder)
 
 
-def next_change_works(folder: Path, state: State, embedder: ExtensibleEmbedder) -> None:
-    """Whatever a killed change left, the next one succeeds, and all is whole."""
-    store, checker = ContextStore(folder, wait_s=1.0), Checker(folder, embedder)
-    for name, kept in state.items():
-        more = Change("append", name, poem=kept.poem, lines=2)
-        apply(store, more, state, embedder)
-        state = after(state, more)
+def next_change_works(checker: Checker, state: State, killed: Change) -> None:
+    """Whatever a killed change left, the next one, of what it changed, succeeds."""
+    store = ContextStore(checker.folder, wait_s=1.0)
+    name = next(each for each in (killed.name, killed.new_name, *state) if each in state)
+    more = Change("append", name, poem=state[name].poem, lines=2)
+    apply(store, more, state, checker.embedder)
+    state = after(state, more)
     store.compact()
     assert checker.state() == state
     assert not verify(store)
@@ -317,7 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--steps", type=int, help="kill before each so-many-th call to the disk")
     options = parser.parse_args()
     torch.set_num_threads(1)  # others would not live in a forked child
     reader = Reader(conftest.tiny_llama(), conftest.byte_tokenizer(), name="tiny")
@@ -325,7 +327,7 @@ def main() -> None:
     began, found = time.monotonic(), dict[str, object]()
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
         if options.steps:
-            found["steps"] = kill_each_step(Path(folder), embedder)
+            found["steps"] = kill_each_step(Path(folder), embedder, options.steps)
         found.update(kill_often(Path(folder) / "store", embedder, options.runs, options.seed))
     found["seconds"] = round(time.monotonic() - began, 1)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")

@@ -13,7 +13,7 @@ import pytest
 
 from .crash import STEPPED
 
-RUNS = 8
+RUNS, EVERY = 4, 10
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What the program counted; it fails if a kill cost anything."""
-    command = [sys.executable, "-m", "store.crash", "--steps", "--runs", str(RUNS)]
+    command = [sys.executable, "-m", "store.crash", "--steps", str(EVERY), "--runs", str(RUNS)]
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
@@ -36,7 +36,6 @@ def found() -> dict[str, Any]:
 
 def test_a_kill_at_a_random_moment_loses_nothing(found: dict[str, Any]) -> None:
     assert found["killed"] == found["runs"] == RUNS
-    assert found["within_a_change"] > 0
     assert found["changes"] > 0
     assert found["read_meanwhile"] > 0
 
@@ -44,5 +43,5 @@ def test_a_kill_at_a_random_moment_loses_nothing(found: dict[str, Any]) -> None:
 def test_a_kill_before_any_step_loses_nothing(found: dict[str, Any]) -> None:
     steps = found["steps"]
     assert len(steps) == len(STEPPED)
-    assert min(steps.values()) >= 2
-    assert steps["add new"] >= 8
+    assert min(steps.values()) >= 1
+    assert steps["append log"] >= 3
