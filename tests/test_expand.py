@@ -75,6 +75,14 @@ def test_a_k_that_is_given_is_kept(tiny_reader: Reader, context: Context) -> Non
         expanded_prompt(tiny_reader, [context], QUESTION, k=8, room=plain.num_rows(8) - 1)
 
 
+@pytest.mark.parametrize(("expand", "pieces"), [(0, 0), (1, 1), (64, 1), (65, 2), (128, 2)])
+def test_tokens_of_spans_are_whole_pieces(
+    tiny_reader: Reader, context: Context, expand: int, pieces: int
+) -> None:
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, expand=expand, room=900)
+    assert sum(map(len, prompt.spans)) == pieces * PIECE_TOKENS
+
+
 def test_what_fits_raw_stays_raw(tiny_reader: Reader, context: Context) -> None:
     plain = question_prompt(tiny_reader, [context], QUESTION)
     prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=plain.num_rows(1))
@@ -87,7 +95,7 @@ def test_spans_follow_their_context_in_order_and_neighbours_are_one(
 ) -> None:
     other = embedder.compress(FILLER * 10, k=4, title="Other")
     prompt = expanded_prompt(
-        tiny_reader, [context, other], QUESTION, expand=5 * 70, room=1400, ranker=InOrder()
+        tiny_reader, [context, other], QUESTION, expand=5 * 64, room=1400, ranker=InOrder()
     )
     assert [(each.start, each.end) for each in prompt.spans] == [(0, 5 * PIECE_TOKENS)]
     assert prompt.spans[0].context is context

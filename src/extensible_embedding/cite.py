@@ -7,7 +7,7 @@ source in bytes and the sentences that stand there. Knows nothing of how spans w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,17 +54,24 @@ def citations(reader: Reader, plan: Plan, answer: str, *, most: int = 3) -> list
     Raises:
         InputError: the reader's attention cannot be watched.
     """
-    return [*_of_spans(reader, plan), *_of_rows(reader, plan, answer, most)]
+    sources = [
+        _Source(
+            reader=reader, number=number, context=context, text=reader.decode(context.token_ids)
+        )
+        for number, context in enumerate(plan.prompt.contexts)
+    ]
+    return [*_of_spans(sources, plan), *_of_rows(sources, reader, plan, answer, most)]
 
 
-def _of_spans(reader: Reader, plan: Plan) -> Iterator[Citation]:
-    contexts = plan.prompt.contexts
+def _of_spans(sources: Sequence[_Source], plan: Plan) -> Iterator[Citation]:
     for span in plan.prompt.spans:
-        number = next(n for n, context in enumerate(contexts) if context is span.context)
-        yield _citation(reader, number, span.context, (span.start, span.end), raw=True, weight=0.0)
+        source = next(each for each in sources if each.context is span.context)
+        yield source.citation(span.start, span.end, raw=True, weight=0.0)
 
 
-def _of_rows(reader: Reader, plan: Plan, answer: str, most: int) -> Iterator[Citation]:
+def _of_rows(
+    sources: Sequence[_Source], reader: Reader, plan: Plan, answer: str, most: int
+) -> Iterator[Citation]:
     contexts, said = plan.prompt.contexts, reader.encode(answer)
     if not contexts or not len(said):
         return
@@ -79,8 +86,8 @@ def _of_rows(reader: Reader, plan: Plan, answer: str, most: int) -> Iterator[Cit
     for weight, number, row in sorted(found, reverse=True):
         if len(quoted) == most:
             return
-        span = _row_span(contexts[number], plan.ks[number], row)
-        made = _citation(reader, number, contexts[number], span, raw=False, weight=weight)
+        start, end = _row_span(contexts[number], plan.ks[number], row)
+        made = sources[number].citation(start, end, raw=False, weight=weight)
         place = (number, made.start_byte, made.end_byte)
         if place not in quoted:
             quoted.append(place)
@@ -89,42 +96,38 @@ def _of_rows(reader: Reader, plan: Plan, answer: str, most: int) -> Iterator[Cit
 
 def _row_span(context: Context, k: int, row: int) -> tuple[int, int]:
     """First token and token after the last of a row at k."""
-    if k == 1:
-        return row, row + 1
-    ends = context.at(k).row_ends()
+    ends = context.row_ends_at(k)
     return int(ends[row - 1]) if row else 0, int(ends[row])
 
 
-def _citation(
-    reader: Reader,
-    number: int,
-    context: Context,
-    tokens: tuple[int, int],
-    *,
-    raw: bool,
-    weight: float,
-) -> Citation:
-    """Of tokens of a context, widened to whole sentences."""
-    text = reader.decode(context.token_ids)
-    first, last = (_characters(reader, context, text, token) for token in tokens)
-    last = max(last, first + 1)
-    first, last = _sentences(text, first, last)
-    quote, place = text[first:last], len(text[:first].encode())
-    return Citation(
-        title=context.title,
-        context=number,
-        start_byte=place,
-        end_byte=place + len(quote.encode()),
-        quote=quote,
-        raw=raw,
-        weight=weight,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A context that may be cited, with its text."""
 
+    reader: Reader
+    number: int
+    context: Context
+    text: str
 
-def _characters(reader: Reader, context: Context, text: str, tokens: int) -> int:
-    """How many characters of the text the first tokens hold whole."""
-    start = reader.decode(context.token_ids[:tokens])
-    return len(start) if text.startswith(start) else len(start.rstrip("\ufffd"))
+    def citation(self, start: int, end: int, *, raw: bool, weight: float) -> Citation:
+        """Of tokens `start` to before `end`, widened to whole sentences."""
+        first, last = self._characters(start), self._characters(end)
+        first, last = _sentences(self.text, first, max(last, first + 1))
+        quote, place = self.text[first:last], len(self.text[:first].encode())
+        return Citation(
+            title=self.context.title,
+            context=self.number,
+            start_byte=place,
+            end_byte=place + len(quote.encode()),
+            quote=quote,
+            raw=raw,
+            weight=weight,
+        )
+
+    def _characters(self, tokens: int) -> int:
+        """How many characters of the text the first tokens hold whole."""
+        start = self.reader.decode(self.context.token_ids[:tokens])
+        return len(start) if self.text.startswith(start) else len(start.rstrip("\ufffd"))
 
 
 def _sentences(text: str, first: int, last: int) -> tuple[int, int]:

@@ -81,7 +81,11 @@ class Context:
 
     def row_ends(self) -> Tensor:
         """Token offset after the last token of each row, (R,)."""
-        return torch.cat([row_ends(end - start, self.k) + start for start, end in self._spans()])
+        return self.row_ends_at(self.k)
+
+    def row_ends_at(self, k: int) -> Tensor:
+        """The same of the rows that this context takes at k; at k=1 these are its tokens."""
+        return torch.cat([row_ends(end - start, k) + start for start, end in self._spans()])
 
     def at(self, k: int) -> Context:
         """The same context at a multiple of its scale factor, without reading the text again.

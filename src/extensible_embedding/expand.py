@@ -19,7 +19,7 @@ import torch
 from .attend import attention_to_rows
 from .context import Context
 from .errors import InputError, MissingExtraError
-from .prompt import BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
+from .prompt import AUTO, BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
 from .spans import rank_spans
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ PIECE_TOKENS = 64
 """Of a piece of text that is read raw or not."""
 SHARE = 1 / 3
 """Part of the room for contexts that spans take by themselves."""
-AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +77,15 @@ class ByAttention(SpanRanker):
         tail = prompt.parts[-1]
         assert isinstance(tail, torch.Tensor)
         weights = attention_to_rows(reader, prompt, ks, len(tail))
+        ends = [context.row_ends_at(k) for context, k in zip(contexts, ks, strict=True)]
         scores = [
-            _weight_in(contexts[piece.context], ks[piece.context], weights[piece.context], piece)
-            for piece in pieces
+            _weight_in(weights[piece.context], ends[piece.context], piece) for piece in pieces
         ]
         return sorted(range(len(pieces)), key=lambda number: -scores[number])
 
 
-def _weight_in(context: Context, k: int, weights: torch.Tensor, piece: Piece) -> float:
-    """Attention (R,) of rows that end in the piece."""
-    ends = context.at(k).row_ends() if k > 1 else torch.arange(1, context.num_tokens + 1)
+def _weight_in(weights: torch.Tensor, ends: torch.Tensor, piece: Piece) -> float:
+    """Attention (R,) to the rows that end (R,) in the piece."""
     return float(weights[(ends > piece.start) & (ends <= piece.end)].sum())
 
 
@@ -138,7 +136,8 @@ def expanded_prompt(
         contexts: as of `question_prompt`.
         question: as of `question_prompt`.
         k: at which the contexts are to be read.
-        expand: tokens of spans, or "auto": a third of the room, less where rows need more.
+        expand: tokens of spans, which come in pieces of `PIECE_TOKENS`, or "auto": a third of the
+            room; less where rows need more.
         room: rows of the whole prompt.
         history: as of `question_prompt`.
         ranker: says which spans are best, by default `ByWords`.
@@ -153,25 +152,26 @@ def expanded_prompt(
         return plain
     coarsest = tuple(context.coarsest_k for context in contexts)
     least = plain.num_rows(coarsest if k == AUTO else chosen)
-    budget = min(_budget(expand, room - plain.num_raw), room - least)
+    piece_rows = PIECE_TOKENS + len(reader.encode(BETWEEN_SPANS))
+    most = min(_num_pieces(expand, room - plain.num_raw), (room - least) // piece_rows)
     pieces = [
         piece for number, each in enumerate(contexts) for piece in _pieces(reader, number, each)
     ]
     best = (ranker or ByWords()).rank(reader, contexts, pieces, question)
-    gap = len(reader.encode(BETWEEN_SPANS))
-    spans = _merged([pieces[number] for number in best[: budget // (PIECE_TOKENS + gap)]], contexts)
+    spans = _merged([pieces[number] for number in best[:most]], contexts)
     return question_prompt(reader, contexts, question, history, spans)
 
 
-def _budget(expand: int | str, room: int) -> int:
+def _num_pieces(expand: int | str, room: int) -> int:
+    """Pieces that were asked for."""
     if expand == AUTO:
-        return int(SHARE * room)
+        return int(SHARE * room) // PIECE_TOKENS
     if isinstance(expand, bool) or not isinstance(expand, int) or expand < 0:
         raise InputError(
             f'Spans take a number of tokens, 0 or more, or "auto", but expand is {expand!r}; give '
             "one of these."
         )
-    return expand
+    return -(-expand // PIECE_TOKENS)
 
 
 def _pieces(reader: Reader, number: int, context: Context) -> list[Piece]:

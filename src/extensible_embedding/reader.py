@@ -176,21 +176,12 @@ class Reader(AnswerMixin):
         Raises:
             InputError: the text holds half of a character.
         """
-        return self._encode(text, split_special_tokens=True)
+        return torch.tensor(self._tokenized(text)["input_ids"], dtype=torch.long)
 
     def encode_template(self, text: str) -> Tensor:
         """Token ids (n,) of text that a template wrote: special tokens in it are what they say."""
-        return self._encode(text, split_special_tokens=False)
-
-    def _encode(self, text: str, *, split_special_tokens: bool) -> Tensor:
-        check_text(text)
-        ids = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=split_special_tokens,
-            verbose=False,
-        )["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
+        found = self._tokenized(text, split_special_tokens=False)
+        return torch.tensor(found["input_ids"], dtype=torch.long)
 
     def encode_spans(self, text: str) -> tuple[Tensor, Tensor]:
         """Token ids (n,) of a text, and the offset in its UTF-8 bytes after each token (n,).
@@ -200,25 +191,29 @@ class Reader(AnswerMixin):
         Raises:
             InputError: the text holds half of a character, or the tokenizer gives no offsets.
         """
-        check_text(text)
         if not self.tokenizer.is_fast:
             raise InputError(
                 f"Places in a text need a tokenizer that gives offsets (a `fast` one), but "
                 f"{self.name!r} has {type(self.tokenizer).__name__}; use another reader."
             )
-        found = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        found = self._tokenized(text, return_offsets_mapping=True)
         ends = np.array([end for _, end in found["offset_mapping"]], dtype=np.int64)
         codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         sizes = 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF)
         byte_ends = np.concatenate([[0], np.cumsum(sizes)])[ends]
         ids = torch.tensor(found["input_ids"], dtype=torch.long)
         return ids, torch.from_numpy(np.maximum.accumulate(byte_ends))
+
+    def _tokenized(self, text: str, *, split_special_tokens: bool = True, **more: bool) -> Any:
+        """What the tokenizer makes of a text of whole characters, and adds nothing to it."""
+        check_text(text)
+        return self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            verbose=False,
+            **more,
+        )
 
     def decode(self, token_ids: Tensor | Sequence[int]) -> str:
         """Text of token ids (n,), without special tokens."""

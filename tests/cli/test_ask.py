@@ -335,6 +335,19 @@ def test_ask_expands_and_cites(run: Run, book: Path) -> None:
     assert "of the attention to rows:" in shown
 
 
+def test_ask_expands_and_cites_a_context_of_a_store(run: Run, library: Path, book: Path) -> None:
+    """Also one piece alone, and with rows that are read when k is known."""
+    rest = ("-q", "Who?", "--k", "8", "--max-new-tokens", "4", "--expand", "64", "--cite", "--json")
+    for spans in ("words", "attention"):
+        result = run("ask", f"{library}:book", *rest, "--spans", spans)
+        assert result.exit_code == 0, result.output
+        cited = json.loads(result.stdout)["citations"]
+        assert [each["raw"] for each in cited] == [True, False, False, False]
+        for each in cited:
+            found = book.read_bytes()[each["start_byte"] : each["end_byte"]]
+            assert found.decode() == each["quote"]
+
+
 def test_ask_ranks_spans_by_attention(run: Run, book: Path) -> None:
     rest = ("-q", "Who?", "--max-new-tokens", "2", "--expand", "64", "--spans", "attention")
     result = run("ask", book, *rest)

@@ -130,18 +130,13 @@ def _metadata(end_chain: str, settings_key: str) -> dict[str, str]:
     return {"made_of": f"{end_chain} {settings_key}"}
 
 
-def read_text(place: Place, folder: str, segment: Segment, context: str) -> bytes:
-    """A segment's text, UTF-8, without its rows.
+def open_text(place: Place, folder: str, segment: Segment, context: str) -> Callable[[], bytes]:
+    """What reads a segment's text, UTF-8, without its rows, although its file may be gone by then.
 
     Raises:
         FileNotFoundError: the file is missing.
-        CheckpointError: it is not the text that was kept; `context` is named.
+        CheckpointError: when it is read, it is not the text that was kept; `context` is named.
     """
-    return open_text(place, folder, segment, context)()
-
-
-def open_text(place: Place, folder: str, segment: Segment, context: str) -> Callable[[], bytes]:
-    """A segment's text to read later, although its file may be gone then; raises as `read_text`."""
     read = place.opened(f"{folder}/{segment.text_file}")
 
     def checked() -> bytes:
@@ -205,8 +200,8 @@ class OpenSegment:
         return self._tensors["row_bytes"]
 
     def text(self) -> bytes:
-        """The text, UTF-8; raises as `read_text`."""
-        return read_text(self._place, self._folder, self.segment, self.context)
+        """The text, UTF-8; raises as `open_text` and what it returns."""
+        return open_text(self._place, self._folder, self.segment, self.context)()
 
     def damaged(self, rule: str, found: str) -> CheckpointError:
         """The error for a file that is not what it should be."""

@@ -122,12 +122,8 @@ def cache_key(path: Path, reader: Reader, purpose: str = "") -> str:
     if not path.is_file():
         raise InputError(f"Training data are files, but {str(path)!r} is none; check `data`.")
     state = path.stat()
-    vocabulary = (
-        f"{reader.vocab_size} {len(reader.tokenizer)} {reader.tokenizer.__class__.__name__}"
-    )
-    spelled_out = "".join(map(str, reader.tokenizer.all_special_tokens))
-    probe = reader.encode(f"Extensible embedding, 2024: 7,342 rows?\n{spelled_out}").tolist()
-    text = f"{path.name} {state.st_size} {state.st_mtime_ns} {vocabulary} {probe}{purpose}"
+    of_file = f"{path.name} {state.st_size} {state.st_mtime_ns}"
+    text = f"{of_file} {reader.tokenizer_fingerprint} {purpose}"
     return f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

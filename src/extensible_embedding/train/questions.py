@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from ..folders import whole_folder
 from ..prompt import question_frame
 from ..reader import Reader
@@ -292,10 +292,6 @@ class Mixed(Dataset[Instance | Document]):
 
     def __init__(self, texts: Instances, questions: Questions | None, share: float) -> None:
         self.texts, self.questions, self.share = texts, questions, share
-        if questions is not None and not 0 < share <= 1:
-            raise ConfigError(
-                f"`question_share` is above 0 and at most 1, but it is {share}; correct it."
-            )
 
     def __len__(self) -> int:
         return len(self.texts)
