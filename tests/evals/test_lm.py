@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from extensible_embedding import ExtensibleEmbedder, Reader
-from extensible_embedding.errors import InputError, StorageError, WindowError
+from extensible_embedding.errors import InputError, StorageError
 from extensible_embedding.evals.lm import evaluate_lm
-from extensible_embedding.evals.methods import Passage, make_method
 from extensible_embedding.evals.records import LmRecord, read_records, write_records
 from extensible_embedding.evals.scoring import NONE, Losses, Setting, score
 from extensible_embedding.evals.targets import draw_targets
@@ -398,19 +397,3 @@ def test_one_target_has_no_interval(evaluate: Evaluate) -> None:
 def test_a_window_beyond_the_readers_is_refused(evaluate: Evaluate) -> None:
     with pytest.raises(InputError, match="at most the reader's window of 512 rows, but .* 600"):
         evaluate(windows=[64, 600])
-
-
-def test_a_domain_named_as_the_mean_of_all_is_refused(
-    tiny_embedder: ExtensibleEmbedder, tmp_path: Path
-) -> None:
-    file = parquet(tmp_path / "mean.parquet", text=[words(1, 900)])
-    with pytest.raises(InputError, match="'mean' is the name of the average over domains"):
-        evaluate_lm(tiny_embedder, [file], **ASKED)
-
-
-def test_rows_of_a_whole_context_are_never_cut(tiny_embedder: ExtensibleEmbedder) -> None:
-    """Chunks of 16 tokens take 2 rows at k=9, where 16 / 9 would be fewer."""
-    method = make_method("extensible", tiny_embedder, k=9, all_rows=True)
-    ids = torch.arange(97, 113).repeat(20)
-    with pytest.raises(WindowError, match="fit in 36 rows, but they take 40"):
-        method.read(Passage(head=ids[:1], context=ids, tail=ids[:0]), 37)

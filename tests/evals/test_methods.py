@@ -216,3 +216,11 @@ def test_retrieval_fills_its_room(tiny_embedder: ExtensibleEmbedder, room: int, 
     """As the others do: the last piece that is read may be a part of one."""
     here = passage(300, tail)
     assert len(Retrieve(tiny_embedder.reader, piece_tokens=20).select(here, room)) == room
+
+
+def test_rows_of_a_whole_context_are_never_cut(tiny_embedder: ExtensibleEmbedder) -> None:
+    """Chunks of 16 tokens take 2 rows at k=9, where 16 / 9 would be fewer."""
+    method = make_method("extensible", tiny_embedder, k=9, all_rows=True)
+    ids = torch.arange(97, 113).repeat(20)
+    with pytest.raises(WindowError, match="fit in 36 rows, but they take 40"):
+        method.read(Passage(head=ids[:1], context=ids, tail=ids[:0]), 37)

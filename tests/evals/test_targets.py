@@ -14,7 +14,7 @@ from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals import targets
 from extensible_embedding.evals.lm import evaluate_lm
-from extensible_embedding.evals.targets import draw_joined_targets, joined_ids
+from extensible_embedding.evals.targets import draw_joined_targets, joined_ids, read_domains
 
 TEXTS = ["one two three " * 20, "", "four five six " * 30, "seven"]
 ASKED: dict[str, Any] = {
@@ -97,3 +97,9 @@ def test_a_journal_is_of_joined_documents_or_of_single_ones(
     evaluate_lm(tiny_embedder, data, concatenate=True, journal=journal, **short)
     with pytest.raises(InputError, match="begun with concatenate True, but now it is None"):
         evaluate_lm(tiny_embedder, data, journal=journal, **short)
+
+
+def test_a_domain_named_as_the_mean_of_all_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a text"]}), tmp_path / "mean.parquet")
+    with pytest.raises(InputError, match="'mean' is the name of the average over domains"):
+        read_domains([tmp_path / "mean.parquet"])
