@@ -28,7 +28,7 @@ ExpandOption = Annotated[
         "--expand",
         metavar="off|auto|N",
         help="Read the spans that matter to the question raw, beside the rows: N tokens of them, "
-        "or `auto`, a third of the window. This brings exact names and numbers back.",
+        "or `auto`, a third of the window: what is raw is exact.",
     ),
 ]
 SpansOption = Annotated[
