@@ -3,7 +3,7 @@
 In: contexts and a question. Out: a prompt in which each context's rows are followed by its best
 spans, read raw, under one budget of rows. What matters is the business of a `SpanRanker`: words
 (BM25) by default, the reader's own attention, or an embedding model. Rows lose exact names and
-numbers; raw spans bring them back.
+numbers; raw spans have them as they are.
 """
 
 from __future__ import annotations
