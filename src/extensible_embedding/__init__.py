@@ -31,6 +31,7 @@ from ._version import __version__
 from .errors import (
     CheckpointError,
     ConfigError,
+    EngineError,
     ExtensibleError,
     InputError,
     MismatchError,
@@ -61,6 +62,7 @@ __all__ = [
     "ContextStream",
     "Document",
     "EmbedderConfig",
+    "EngineError",
     "ExtensibleEmbedder",
     "ExtensibleError",
     "InputError",

@@ -10,7 +10,8 @@ received and what to do next; `exit_code` is what the command line returns.
     |-- CheckpointError        4   saved rows or weights are damaged, incomplete or unsafe
     |-- MismatchError          5   rows, embedder and reader do not belong together
     |-- StorageError           6   the disk refused: full, read-only, no permission
-    `-- MissingExtraError      7   an optional dependency is not installed (also ImportError)
+    |-- MissingExtraError      7   an optional dependency is not installed (also ImportError)
+    `-- EngineError            9   what runs the reader failed, refused or is gone
 """
 
 from __future__ import annotations
@@ -66,3 +67,9 @@ class MissingExtraError(ExtensibleError, ImportError):
     """An optional dependency is not installed; the message names the command that installs it."""
 
     exit_code = 7
+
+
+class EngineError(ExtensibleError):
+    """What runs the reader failed, refused a request or is gone."""
+
+    exit_code = 9

@@ -99,26 +99,36 @@ class Prompt:
             for part in self.parts
         ]
 
+    def tensors(self, reader: Reader, k: ScaleFactors) -> list[Tensor]:
+        """The parts in order: token ids (t,) of what is read raw, rows (R, H) of the others.
+
+        Raises:
+            MismatchError, InputError: see `context_rows`.
+        """
+        ks = iter(self.each_k(k))
+        return [
+            context_rows(reader, part, next(ks)) if isinstance(part, Context) else _tensor(part)
+            for part in self.parts
+        ]
+
     def embeds(self, reader: Reader, k: ScaleFactors) -> Tensor:
         """Input embeddings (S, H), in the reader's dtype and on its device."""
-        ks = iter(self.each_k(k))
-        rows = []
-        for part in self.parts:
-            if isinstance(part, Context):
-                rows.append(context_rows(reader, part, next(ks)))
-            elif len(part):
-                rows.append(_raw_rows(reader, part))
+        rows = [
+            part if part.ndim == 2 else reader.embed_tokens(part)
+            for part in self.tensors(reader, k)
+            if len(part)
+        ]
         return torch.cat([part.to(reader.device, reader.dtype) for part in rows])
 
 
-def _raw_rows(reader: Reader, part: Tensor | RawSpan) -> Tensor:
+def _tensor(part: Tensor | RawSpan) -> Tensor:
     if isinstance(part, RawSpan):
-        return reader.embed_tokens(part.context.token_ids[part.start : part.end])
-    return part if part.ndim == 2 else reader.embed_tokens(part)
+        return part.context.token_ids[part.start : part.end]
+    return part
 
 
 def context_rows(reader: Reader, context: Context, k: int) -> Tensor:
-    """Rows (R, H) of a context at k; at k=1 its raw token embeddings.
+    """Rows (R, H) of a context at k; at k=1 its token ids (n,).
 
     Raises:
         MismatchError: the context was made for another reader.
@@ -126,7 +136,7 @@ def context_rows(reader: Reader, context: Context, k: int) -> Tensor:
     """
     reader.check_same(context.reader_fingerprint, f"Context {context.title!r}")
     if check_scale_factor(k) == 1:
-        return reader.embed_tokens(context.token_ids)
+        return context.token_ids
     return context.at(k).rows
 
 

@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 anything else, 2 input or configuration not usable, 3 does not "
     "fit the window, 4 saved files damaged, 5 files do not belong together, 6 disk, 7 something "
-    "not installed, 8 train the embedder again (`check`), 130 interrupted.",
+    "not installed, 8 train the embedder again (`check`), 9 an engine failed, 130 interrupted.",
 )
 
 
