@@ -147,9 +147,31 @@ def expanded_prompt(
         WindowError: even the rows alone do not fit.
     """
     plain = question_prompt(reader, contexts, question, history)
+    spans = best_spans(
+        reader, contexts, question, plain, k=k, expand=expand, room=room, ranker=ranker
+    )
+    return question_prompt(reader, contexts, question, history, spans)
+
+
+def best_spans(
+    reader: Reader,
+    contexts: Sequence[Context],
+    question: str,
+    plain: Prompt,
+    *,
+    k: int | str | Sequence[int] = AUTO,
+    expand: int | str = AUTO,
+    room: int,
+    ranker: SpanRanker | None = None,
+) -> list[RawSpan]:
+    """The spans for which there is room beside a prompt without any; none where all fits raw.
+
+    Args:
+        plain: the prompt, which has the contexts in this order; else as of `expanded_prompt`.
+    """
     chosen = fit(plain, k, room)
     if plain.num_rows(1) <= room:
-        return plain
+        return []
     coarsest = tuple(context.coarsest_k for context in contexts)
     least = plain.num_rows(coarsest if k == AUTO else chosen)
     piece_rows = PIECE_TOKENS + len(reader.encode(BETWEEN_SPANS))
@@ -158,8 +180,7 @@ def expanded_prompt(
         piece for number, each in enumerate(contexts) for piece in _pieces(reader, number, each)
     ]
     best = (ranker or ByWords()).rank(reader, contexts, pieces, question)
-    spans = _merged([pieces[number] for number in best[:most]], contexts)
-    return question_prompt(reader, contexts, question, history, spans)
+    return _merged([pieces[number] for number in best[:most]], contexts)
 
 
 def _num_pieces(expand: int | str, room: int) -> int:

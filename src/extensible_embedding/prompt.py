@@ -11,7 +11,6 @@ Axes: R row, S prompt row, H reader hidden size.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,14 +21,12 @@ from torch import Tensor
 from .context import Context
 from .downsampling import check_scale_factor, down_sampling
 from .errors import InputError, WindowError
+from .template import Message, Role, around_places
 
 if TYPE_CHECKING:
     from .reader import Reader
 
 AUTO = "auto"
-_PLACE = "<<<the-context-goes-here>>>"
-_MARK = re.compile("\ue000([0-9]+)\ue001")
-"""A special token that the user spelled, in a rendered chat: its number in private characters."""
 BETWEEN_SPANS = "\n...\n"
 """Before a span that is read raw."""
 Turn = tuple[str, str]
@@ -170,13 +167,35 @@ def question_prompt(
         InputError: the question is empty.
     """
     head, tail = question_frame(reader, question, history)
-    middle: list[Part] = []
+    return Prompt(parts=(head, *document_parts(reader, contexts, spans), tail))
+
+
+def document_parts(
+    reader: Reader, contexts: Sequence[Context], spans: Sequence[RawSpan] = ()
+) -> list[Part]:
+    """Contexts in order, with their titles where there are several, and with their raw spans."""
+    parts: list[Part] = []
     for number, context in enumerate(contexts):
         opening = ("\n\n" if number else "") + _title(context, len(contexts))
-        middle += [reader.encode(opening), context]
+        parts += [reader.encode(opening), context]
         for span in (span for span in spans if span.context is context):
-            middle += [reader.encode(BETWEEN_SPANS), span]
-    return Prompt(parts=(head, *middle, tail))
+            parts += [reader.encode(BETWEEN_SPANS), span]
+    return parts
+
+
+def chat_prompt(
+    reader: Reader, messages: Sequence[Message], places: Sequence[Sequence[Part]]
+) -> Prompt:
+    """A prompt of a chat whose messages have places; `places` says what goes into each, in order.
+
+    Raises:
+        InputError: the reader's chat template refuses the messages.
+    """
+    first, *others = around_places(reader, messages, language_head(reader))
+    parts: list[Part] = [first]
+    for place, after in zip(places, others, strict=True):
+        parts += [*place, after]
+    return Prompt(parts=tuple(parts))
 
 
 def question_frame(
@@ -185,18 +204,14 @@ def question_frame(
     """Head and tail, (h,) and (t,), between which the context goes; see `question_prompt`."""
     if not question.strip():
         raise InputError("A question has words, but this one is empty; ask something.")
-    if reader.tokenizer.chat_template is None:
-        turns = "".join(f"\n\nQuestion: {asked}\nAnswer: {said}" for asked, said in history)
-        return language_head(reader), reader.encode(f"{turns}\n\nQuestion: {question}\nAnswer:")
-    specials = _special_tokens(reader)
-    messages: list[dict[str, str]] = []
-    for asked, said in history:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-    messages.append({"role": "user", "content": question})
-    for message in messages:
-        message["content"] = _marked(message["content"], specials)
-    messages[0]["content"] = f"{_PLACE}\n\n{messages[0]['content']}"
-    return _around_the_place(reader, messages, specials)
+    roles: tuple[Role, Role] = ("user", "assistant")
+    said = [text for turn in history for text in turn] + [question]
+    first, *later = (
+        Message(role=roles[number % 2], texts=(text,)) for number, text in enumerate(said)
+    )
+    opening = Message(role="user", texts=("", f"\n\n{first.texts[0]}"))
+    head, tail = around_places(reader, [opening, *later], language_head(reader))
+    return head, tail
 
 
 def message_frame(
@@ -208,9 +223,9 @@ def message_frame(
     """
     if not chat or reader.tokenizer.chat_template is None:
         return torch.cat([language_head(reader), reader.encode(before)]), reader.encode(after)
-    specials = _special_tokens(reader)
-    message = f"{_marked(before, specials)}{_PLACE}{_marked(after, specials)}"
-    return _around_the_place(reader, [{"role": "user", "content": message}], specials)
+    message = Message(role="user", texts=(before, after))
+    head, tail = around_places(reader, [message], language_head(reader))
+    return head, tail
 
 
 def text_prompt(reader: Reader, contexts: Sequence[Context], text: str = "") -> Prompt:
@@ -341,39 +356,3 @@ def _title(context: Context, how_many: int) -> str:
         errors="replace"
     ).decode()  # a file's name may have half characters
     return f"Document: {whole}\n" if whole and how_many > 1 else ""
-
-
-def _around_the_place(
-    reader: Reader, messages: Sequence[dict[str, str]], specials: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Token ids of the chat, as its template renders it, before and after the context's place."""
-    chat = reader.tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
-    )
-    before, _, after = str(chat).partition(_PLACE)
-    head = _template_ids(reader, before, specials)
-    return head if len(head) else language_head(reader), _template_ids(reader, after, specials)
-
-
-def _marked(text: str, specials: Sequence[str]) -> str:
-    """Text of the user's with a mark for each special token that it spells."""
-    for number, token in enumerate(specials):
-        text = text.replace(token, f"\ue000{number}\ue001")
-    return text
-
-
-def _special_tokens(reader: Reader) -> list[str]:
-    """The longest first: one may be part of another."""
-    known = reader.tokenizer.added_tokens_decoder.values()
-    return sorted((str(token) for token in known if token.special), key=len, reverse=True)
-
-
-def _template_ids(reader: Reader, text: str, specials: Sequence[str]) -> Tensor:
-    """Token ids of a rendered chat; what was marked is encoded as text."""
-    pieces: list[Tensor] = []
-    for place, piece in enumerate(_MARK.split(text)):
-        if place % 2 == 0:
-            pieces.append(reader.encode_template(piece))
-        elif int(piece) < len(specials):
-            pieces.append(reader.encode(specials[int(piece)]))
-    return torch.cat(pieces)
