@@ -1,0 +1,254 @@
+"""The contexts that clients keep, in a store.
+
+In: a client, a name, a text. Out: what the store has of it. Whatever a call returned is on the disk
+and stays there if the process is killed. Rows are made in the embedder's thread, one text at a
+time. Knows nothing of HTTP but the errors that it raises.
+
+A client's contexts are named `client:name` in the store, so that clients never meet; contexts
+without a colon, put there by other means, are shared: all may read them, nobody may change them.
+Without keys there is one client, and its names are those of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..context import Context
+from ..embedder import ExtensibleEmbedder
+from ..store.manifest import Manifest
+from ..store.names import check_name, is_name, name_key
+from ..store.reading import lazy_context
+from ..store.store import ContextStore
+from .errors import ApiError
+from .keys import Client
+from .settings import ServeSettings
+from .workers import Worker
+
+_BETWEEN = ":"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A context as its client knows it."""
+
+    name: str
+    shared: bool
+    """Whether it is there for all, and not the client's own."""
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a client keeps."""
+
+    contexts: int
+    max_contexts: int
+    tokens: int
+    rows: int
+    text_bytes: int
+
+
+class Library:
+    """Contexts of all clients.
+
+    Args:
+        store: where they are.
+        embedder: makes their rows.
+        settings: at which k, and how many.
+        reading: thread that looks things up.
+        embedding: thread that changes the store.
+    """
+
+    def __init__(
+        self,
+        store: ContextStore,
+        embedder: ExtensibleEmbedder,
+        settings: ServeSettings,
+        reading: Worker,
+        embedding: Worker,
+    ) -> None:
+        self.store, self.embedder, self.settings = store, embedder, settings
+        self._reading, self._embedding = reading, embedding
+
+    async def add(
+        self,
+        client: Client,
+        name: str,
+        text: str,
+        *,
+        title: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        replace: bool = False,
+    ) -> Kept:
+        """Keeps a text.
+
+        Raises:
+            ApiError: there is such a context, the client keeps too many, or too many texts wait.
+            InputError: the name, the text or its metadata is not usable.
+            StorageError: the disk refuses.
+        """
+
+        def job(progress: Callable[[int, int], None]) -> Kept:
+            stored_name = _own(client, check_name(name))
+            there = stored_name in self.store
+            if there and not replace:
+                raise ApiError(
+                    409,
+                    f"A name stands for one context, but {name!r} is taken; append to it, replace "
+                    "it, or give another name.",
+                    code="context_exists",
+                    param="name",
+                )
+            if not there:
+                self._check_number(client)
+            self.store.add(
+                stored_name,
+                text,
+                self.embedder,
+                k=self.settings.k,
+                row_type=self.settings.row_type,
+                title=title or name,
+                metadata=metadata,
+                replace=replace,
+                progress=progress,
+            )
+            return self._own_kept(client, name)
+
+        return await self._embedding.run_stoppable(job)
+
+    async def append(self, client: Client, name: str, text: str) -> Kept:
+        """Goes on with a context; raises as `add`, and ApiError where there is none."""
+
+        def job(progress: Callable[[int, int], None]) -> Kept:
+            self._check_own(client, name)
+            self.store.append(_own(client, name), text, self.embedder, progress=progress)
+            return self._own_kept(client, name)
+
+        return await self._embedding.run_stoppable(job)
+
+    async def delete(self, client: Client, name: str) -> None:
+        """Removes a context; raises as `append`."""
+
+        def job() -> None:
+            self._check_own(client, name)
+            self.store.delete(_own(client, name))
+
+        await self._embedding.run(job)
+
+    async def list(self, client: Client) -> list[Kept]:
+        """All that a client may read, by name."""
+        return await self._reading.run(lambda: sorted(self._all(client), key=lambda k: k.name))
+
+    async def show(self, client: Client, name: str) -> Kept:
+        """One of them.
+
+        Raises:
+            ApiError: there is none of that name.
+        """
+        return await self._reading.run(lambda: self._find(client, name))
+
+    async def text(self, client: Client, name: str) -> str:
+        """The text of one of them; raises as `show`, and CheckpointError if it is damaged."""
+        return await self._reading.run(lambda: self._opened(client, name).text())
+
+    async def usage(self, client: Client) -> Usage:
+        """What a client keeps itself."""
+
+        def job() -> Usage:
+            own = [each.manifest for each in self._all(client) if not each.shared]
+            return Usage(
+                contexts=len(own),
+                max_contexts=client.limits.max_contexts,
+                tokens=sum(each.num_tokens for each in own),
+                rows=sum(each.num_rows for each in own),
+                text_bytes=sum(each.text_bytes for each in own),
+            )
+
+        return await self._reading.run(job)
+
+    def open(self, client: Client, names: Sequence[str]) -> list[Context]:
+        """Contexts to read, whose rows come when k is known; to be called in the reading thread.
+
+        Raises:
+            ApiError: there is none of that name, or it is empty.
+            CheckpointError: one is damaged.
+        """
+        return [lazy_context(self._opened(client, name)) for name in names]
+
+    def _opened(self, client: Client, name: str) -> Any:
+        kept = self._find(client, name)
+        if not kept.manifest.num_tokens:
+            raise ApiError(
+                409,
+                f"A context is read when it holds text, but {name!r} is empty; append some.",
+                code="context_empty",
+                param="name",
+            )
+        return self.store.open(kept.manifest.name)
+
+    def _all(self, client: Client) -> Iterator[Kept]:
+        for manifest in self.store.manifests():
+            owner, between, name = manifest.name.partition(_BETWEEN)
+            if not client.name:
+                yield Kept(name=manifest.name, shared=False, manifest=manifest)
+            elif not between:
+                yield Kept(name=manifest.name, shared=True, manifest=manifest)
+            elif owner == client.name:
+                yield Kept(name=name, shared=False, manifest=manifest)
+
+    def _find(self, client: Client, name: str) -> Kept:
+        """The client's own, or else the shared one of that name."""
+        for stored_name in _readable(client, name):
+            if stored_name in self.store:
+                manifest = self.store.manifest(stored_name)
+                return Kept(name=name, shared=stored_name != _own(client, name), manifest=manifest)
+        raise _unknown(name)
+
+    def _own_kept(self, client: Client, name: str) -> Kept:
+        manifest = self.store.manifest(_own(client, name))
+        return Kept(name=name, shared=False, manifest=manifest)
+
+    def _check_own(self, client: Client, name: str) -> None:
+        if not is_name(name) or self._find(client, name).shared:
+            raise ApiError(
+                403,
+                f"A context is changed by the key that made it, but {name!r} is there for all; "
+                "make one of your own.",
+                code="context_shared",
+                param="name",
+            )
+
+    def _check_number(self, client: Client) -> None:
+        most = client.limits.max_contexts
+        if sum(not each.shared for each in self._all(client)) >= most:
+            raise ApiError(
+                403,
+                f"A key keeps {most} contexts at most, and it has as many; delete one.",
+                code="too_many_contexts",
+            )
+
+
+def _own(client: Client, name: str) -> str:
+    return f"{client.name}{_BETWEEN}{name}" if client.name else name
+
+
+def _readable(client: Client, name: str) -> Iterator[str]:
+    """Names in the store, in the order in which they are looked for."""
+    if not is_name(name):
+        return
+    yield _own(client, name)
+    # A name that merely looks like one with a colon has the same key as one that has it.
+    if client.name and _BETWEEN not in name_key(name):
+        yield name
+
+
+def _unknown(name: str) -> ApiError:
+    return ApiError(
+        404,
+        f"A context is one that you or all may read, but there is no {name[:100]!r}; list them "
+        "with GET /v1/contexts.",
+        code="context_not_found",
+        param="name",
+    )

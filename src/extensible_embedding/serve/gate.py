@@ -1,0 +1,206 @@
+"""What every request passes on its way in and out.
+
+In: an ASGI app. Out: the same behind keys, limits and time-outs, each request counted and logged.
+A body that is too large or too slow is refused while it comes. Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import CLIENT_LEFT, ApiError, api_error, response_of
+from .keys import Client, Keys
+from .limits import Slots
+from .logs import fault_fields, log
+from .metrics import Metrics
+from .settings import ServeSettings, is_loopback
+
+BYTES_PER_S = 16 * 1024
+"""Of a body, that come at the least."""
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
+)
+
+
+class Gate:
+    """Lets requests in.
+
+    Args:
+        app: that answers them.
+        keys: that are known.
+        slots: that requests take while they run.
+        settings: time-outs.
+        metrics: where they are counted.
+        public: paths that need no key and take no slot.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        slots: Slots,
+        settings: ServeSettings,
+        metrics: Metrics,
+        public: Iterable[str],
+    ) -> None:
+        self.app, self.keys, self.slots = app, keys, slots
+        self.settings, self.metrics, self.public = settings, metrics, frozenset(public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        passage = _Passage(scope, send)
+        try:
+            await self._pass(scope, receive, passage)
+        except Exception as error:
+            await passage.fail(error, receive)
+        except BaseException:  # cancelled: the client left, or the server stops
+            passage.status = passage.status or CLIENT_LEFT
+            raise
+        finally:
+            self._count(scope, passage)
+
+    async def _pass(self, scope: Scope, receive: Receive, passage: _Passage) -> None:
+        headers = Headers(scope=scope)
+        if not self.keys.required:
+            _check_local(headers)
+        if scope["path"] in self.public:
+            await self.app(scope, receive, passage.send)
+            return
+        client = self.keys.client(headers.get("authorization"))
+        scope["state"].update(client=client)
+        passage.client = client.name
+        with self.slots.taken(client):
+            body = _Body(headers, receive, client, self.settings)
+            await self.app(scope, body.receive, passage.send)
+
+    def _count(self, scope: Scope, passage: _Passage) -> None:
+        route = getattr(scope.get("route"), "path", "") or "none"
+        seconds = time.monotonic() - passage.start
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self.metrics.requests.labels(method, route, passage.status).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        log(
+            "request",
+            id=passage.id,
+            client=passage.client,
+            method=method,
+            route=route,
+            status=passage.status,
+            seconds=round(seconds, 4),
+            **scope["state"].get("noted", {}),
+            **(fault_fields(passage.fault) if passage.fault else {}),
+        )
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _check_local(headers: Headers) -> None:
+    """Without keys, a web page that the user visits must not be able to ask in the user's name."""
+    for value in (f"//{headers.get('host', '')}", headers.get("origin") or "//localhost"):
+        try:
+            name = urlsplit(value).hostname
+        except ValueError:
+            name = None
+        if name is None or not is_loopback(name):
+            raise ApiError(
+                403,
+                "A server without keys answers requests of its own machine alone, to localhost and "
+                "from pages of its own; start it with --keys to be asked from elsewhere.",
+                code="not_local",
+            )
+
+
+class _Passage:
+    """One request: what has been answered, and when it began."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        scope.setdefault("state", {})
+        self.scope, self._send = scope, send
+        self.id = uuid.uuid4().hex
+        self.start = time.monotonic()
+        self.status, self.client = 0, ""
+        self._fault: BaseException | None = None
+        scope["state"].update(start=self.start)
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What the server is to blame for, if anything."""
+        found: BaseException | None = self.scope["state"].get("failure", self._fault)
+        return found
+
+    async def send(self, message: Message) -> None:
+        """Sends, with headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = (b"x-request-id", self.id.encode())
+            message = {**message, "headers": [*message["headers"], own, *_HEADERS]}
+        await self._send(message)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """Answers an error that nobody else has answered."""
+        made = api_error(error)
+        if made.status_code >= 500:
+            self._fault = error
+        if not self.status:
+            await response_of(made)(self.scope, receive, self.send)
+
+
+class _Body:
+    """The body of a request, of which only so much comes, and not too slowly."""
+
+    def __init__(
+        self, headers: Headers, receive: Receive, client: Client, settings: ServeSettings
+    ) -> None:
+        self._receive, self._settings = receive, settings
+        self._most, self._size, self._whole = client.limits.max_body_bytes, 0, False
+        self._start = time.monotonic()
+        length = headers.get("content-length", "")
+        self._promised = int(length) if length.isdecimal() and len(length) < 20 else 0
+
+    async def receive(self) -> Message:
+        """The next part.
+
+        Raises:
+            ApiError: 413 or 408.
+        """
+        if self._whole:
+            return await self._receive()
+        self._check(self._promised)
+        allowed = self._settings.body_timeout_s + self._size / BYTES_PER_S
+        try:
+            with anyio.fail_after(max(0.0, self._start + allowed - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"The body of a request comes in {self._settings.body_timeout_s:g} seconds, and a "
+                f"second more for every {BYTES_PER_S} bytes, but this one did not; send it again.",
+                code="timeout",
+                headers={"Connection": "close"},
+            ) from None
+        self._size += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        self._check(self._size)
+        return message
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise ApiError(
+                413,
+                f"The body of a request has {self._most} bytes at most, but this one has "
+                "more; send less, for example a text in parts with append.",
+                code="body_too_large",
+            )

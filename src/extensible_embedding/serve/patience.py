@@ -1,0 +1,62 @@
+"""Connections on which nothing comes are closed.
+
+In: uvicorn's protocol, whose own time-out is for connections between requests alone. Out: one that
+also ends those whose request begins and does not go on ("slow loris"), and those that go on with a
+body that was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
+    """The protocol with a time-out for the head of each request."""
+
+    class PatientProtocol(H11Protocol):
+        """Closes a connection whose request takes too long to begin."""
+
+        _waiting: asyncio.TimerHandle | None = None
+        _refused = False
+        """Whether what comes is the rest of a body that was answered before its end."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._wait_no_more()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                self._refused = False
+                if self._waiting is None:
+                    self._wait()
+            elif not self._refused:
+                self._wait_no_more()
+
+        def on_response_complete(self) -> None:
+            self._refused = self.conn.their_state is h11.SEND_BODY
+            if self._refused:
+                self._wait()
+            super().on_response_complete()
+
+        def _wait(self) -> None:
+            self._wait_no_more()
+            self._waiting = self.loop.call_later(header_timeout_s, self._give_up)
+
+        def _wait_no_more(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+        def _give_up(self) -> None:
+            self._waiting = None
+            self.transport.close()
+
+    return PatientProtocol

@@ -1,0 +1,340 @@
+"""What goes over the wire: requests and answers, as pydantic models.
+
+In: JSON. Out: checked values, and JSON again; the OpenAPI schema is made of this. Fields that are
+not listed are refused: a misspelt setting is not ignored. Knows nothing of how they are answered.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Name = Annotated[str, Field(min_length=1, max_length=200, description="Of a context.")]
+ScaleFactor = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Given(BaseModel):
+    """Something that a client sends."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Extensible(Given):
+    """What a request reads beside its messages, and how."""
+
+    contexts: list[Name] = Field(
+        default=[], max_length=64, description="Contexts to read, in order, before the messages."
+    )
+    k: ScaleFactor | Literal["auto"] = Field(
+        default="auto", description='Tokens per row; "auto" is the smallest that fits the window.'
+    )
+    expand: Annotated[int, Field(ge=0, le=1 << 20)] | Literal["auto"] | None = Field(
+        default=None,
+        description="Tokens of the passages that share most words with the question, read raw as "
+        'well; "auto" takes a third of the room. By default as the server is set.',
+    )
+    cite: bool = Field(default=False, description="Say where the answer comes from.")
+
+
+class TextPart(Given):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Given):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = Field(default=None, description="Accepted, and not used.")
+
+    @property
+    def text(self) -> str:
+        """Its text, whole."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class StreamOptions(Given):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool = False
+
+
+class Generation(Given):
+    """How an answer is generated; what OpenAI's protocol has beyond it is refused."""
+
+    model: str = Field(max_length=200)
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
+        default=None, description="By default as the server is set."
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None, description="By default 0: the likeliest token each time."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=16)]
+        | None
+    ) = Field(default=None, description="The answer ends before this text.")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    user: str | None = Field(default=None, description="Accepted, and not used.")
+    extensible: Extensible = Field(default_factory=Extensible)
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end the answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class ChatRequest(Generation):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
+        default=None, description="As `max_tokens`, which it goes before."
+    )
+
+
+class CompletionRequest(Generation):
+    """POST /v1/completions."""
+
+    prompt: str
+
+
+class ExtensibleUsage(BaseModel):
+    """What was read, in rows."""
+
+    k: int = Field(description="Tokens per row, of several the largest; 1 is raw text.")
+    rows: int = Field(description="Of the window, that the prompt takes.")
+    window: int = Field(description="Rows that prompt and answer may take.")
+    context_tokens: int = Field(description="Tokens that stand in rows, or would at k=1.")
+    span_tokens: int = Field(description="Of these, tokens that were read raw as well.")
+    compressed_messages: int = Field(description="Messages of which a part was read as rows.")
+
+
+class UsageCounts(BaseModel):
+    """What a request took."""
+
+    prompt_tokens: int = Field(description="Tokens of messages and contexts, however many rows.")
+    completion_tokens: int
+    total_tokens: int
+    extensible: ExtensibleUsage
+
+
+class Source(BaseModel):
+    """A part of a context that an answer draws on."""
+
+    title: str
+    context: int = Field(description="Number of the context in the prompt, from 0.")
+    start_byte: int
+    end_byte: int
+    quote: str
+    raw: bool = Field(description="Whether it was read raw; else rows stand for it.")
+    weight: float
+
+
+class Sources(BaseModel):
+    """Where an answer comes from."""
+
+    citations: list[Source]
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class AnswerMessage(BaseModel):
+    """The message that answers."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """The one answer."""
+
+    index: int = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """An answer to messages."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageCounts
+    extensible: Sources | None = None
+
+
+class Delta(BaseModel):
+    """A piece of a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """A piece of the one answer."""
+
+    index: int = 0
+    delta: Delta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageCounts | None = None
+    extensible: Sources | None = None
+
+
+class TextChoice(BaseModel):
+    """Text that goes on; a piece of it in a stream."""
+
+    index: int = 0
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(BaseModel):
+    """Text that goes on from a prompt; one event of a stream of it."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageCounts | None = None
+    extensible: Sources | None = None
+
+
+class Model(BaseModel):
+    """The reader."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "extensible-embedding"
+    reader: str = Field(description="The language model that answers.")
+    engine: str = Field(description="What runs it.")
+    window: int = Field(description="Rows that it may hold.")
+    max_k: int = Field(description='Most tokens per row that "auto" takes.')
+
+
+class ModelList(BaseModel):
+    """All models: one."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class NewContext(Given):
+    """POST /v1/contexts."""
+
+    name: Name
+    text: str = Field(description="May be empty, for a context that is to grow.")
+    title: str = Field(default="", max_length=500, description="By default the name.")
+    metadata: dict[str, JsonValue] = Field(default={}, description="Kept with it.")
+    replace: bool = Field(default=False, description="Take the place of one of that name.")
+
+
+class MoreText(Given):
+    """POST /v1/contexts/{name}/append."""
+
+    text: str = Field(min_length=1)
+
+
+class ContextObject(BaseModel):
+    """A context that is kept."""
+
+    object: Literal["context"] = "context"
+    name: str
+    title: str
+    metadata: dict[str, Any]
+    tokens: int
+    rows: int
+    k: int = Field(description="Tokens per row as kept; it can be read at multiples.")
+    text_bytes: int
+    created: float = Field(description="Seconds since 1970.")
+    changed: float
+    shared: bool = Field(description="Whether it is there for all, and cannot be changed.")
+
+
+class ContextList(BaseModel):
+    """Contexts by name."""
+
+    object: Literal["list"] = "list"
+    data: list[ContextObject]
+    has_more: bool
+
+
+class ContextText(BaseModel):
+    """A part of a context's text."""
+
+    object: Literal["context.text"] = "context.text"
+    name: str
+    start_byte: int
+    end_byte: int
+    text_bytes: int = Field(description="Of the whole text, in UTF-8.")
+    text: str
+
+
+class Deleted(BaseModel):
+    """A context that is gone."""
+
+    object: Literal["context.deleted"] = "context.deleted"
+    name: str
+    deleted: Literal[True] = True
+
+
+class UsageObject(BaseModel):
+    """What a key keeps."""
+
+    object: Literal["usage"] = "usage"
+    contexts: int
+    max_contexts: int
+    tokens: int
+    rows: int
+    text_bytes: int
+
+
+class State(BaseModel):
+    """Whether the server works."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Fault(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Any answer that is an error."""
+
+    error: Fault

@@ -1,0 +1,203 @@
+"""All that routes work with, put together: models, store, engine, threads, counters.
+
+In: a reader, an embedder, an engine, a store and settings. Out: answers as pieces of text, and what
+they took. Routes, and tools for agents, are thin around it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..cite import Citation, citations
+from ..context import Context
+from ..embedder import ExtensibleEmbedder
+from ..errors import StorageError
+from ..reader import Reader
+from ..store.store import ContextStore
+from .chat import Draft, Planner, Ready
+from .completing import Detokenizer, Piece, text_of
+from .contexts import Library
+from .engines.base import Engine
+from .keys import Client, Keys
+from .limits import Slots
+from .metrics import Metrics
+from .schema import ChatRequest, CompletionRequest, Generation, UsageCounts
+from .settings import ServeSettings
+from .workers import Worker
+
+_Asked = TypeVar("_Asked", bound=Generation)
+
+
+@dataclass
+class Answering:
+    """An answer on its way; `usage` and `citations` are there when its pieces have come."""
+
+    ready: Ready
+    pieces: AsyncGenerator[Piece]
+    usage: UsageCounts
+    citations: list[Citation] | None = None
+    text: str = ""
+
+
+class Service:
+    """What a server does, without HTTP.
+
+    Args:
+        reader: that plans prompts; it is not changed, and its tokenizer is copied for each thread.
+        embedder: of that reader.
+        engine: that runs the reader.
+        store: where contexts are.
+        settings: of the server.
+        keys: that are known.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        embedder: ExtensibleEmbedder,
+        engine: Engine,
+        store: ContextStore,
+        settings: ServeSettings | None = None,
+        keys: Keys | None = None,
+    ) -> None:
+        self.settings = settings or ServeSettings()
+        self.keys = keys or Keys(limits=self.settings.limits)
+        self.engine, self.embedder, self.store = engine, embedder, store
+        # A tokenizer changes while it works: each thread has its own, the embedder's the first.
+        self.reader = _with_own_tokenizer(reader)
+        self._decoding = _with_own_tokenizer(reader)
+        self.slots = Slots(self.settings.max_requests)
+        self.reading = Worker("reading", self.settings.max_requests)
+        self.embedding = Worker("embedder", self.settings.max_queued)
+        self.library = Library(store, embedder, self.settings, self.reading, self.embedding)
+        self.planner = Planner(self.reader, embedder.config, embedder.fingerprint, self.settings)
+        threads = (self.reading, self.embedding)
+        self.metrics = Metrics(
+            lambda: self.slots.running,
+            {each.name: _counted(each) for each in threads},
+            engine.numbers,
+        )
+        self.created = int(time.time())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Service]:
+        """The engine runs meanwhile."""
+        try:
+            async with self.engine:
+                yield self
+        finally:
+            await self.embedding.stop()
+            await self.reading.stop()
+
+    async def check(self) -> None:
+        """Raises what would keep a request from being answered now."""
+        await self.engine.check()
+        folder = self.store.place.folder
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not os.access(there, os.W_OK):
+            raise StorageError(
+                f"A store is a folder that can be written, but {str(folder)!r} cannot; change its "
+                "permissions."
+            )
+
+    async def chat(
+        self, client: Client, request: ChatRequest, *, start: float | None = None
+    ) -> Answering:
+        """Answers messages.
+
+        Args:
+            client: that asks.
+            request: what it asks.
+            start: when it asked, by `time.monotonic`.
+
+        Raises:
+            ApiError, InputError, WindowError: it cannot be answered, and why.
+        """
+        return await self._answering(client, request, self.planner.chat, start)
+
+    async def complete(
+        self, client: Client, request: CompletionRequest, *, start: float | None = None
+    ) -> Answering:
+        """Goes on with a text; else as `chat`."""
+        return await self._answering(client, request, self.planner.completion, start)
+
+    async def _answering(
+        self,
+        client: Client,
+        request: _Asked,
+        plan: Callable[[_Asked, Sequence[Context]], Draft],
+        start: float | None,
+    ) -> Answering:
+        start = time.monotonic() if start is None else start
+        names = request.extensible.contexts
+        draft = await self.reading.run(
+            lambda: plan(request, self.library.open(client, names) if names else [])
+        )
+        made = [await self._rows(context) for context in draft.missing]
+        ready = await self.reading.run(lambda: self.planner.finish(draft, made))
+        usage = ready.usage(self.reader.window, 0)
+        self.metrics.prompt_rows.observe(usage.extensible.rows)
+        self.metrics.prompt_k.observe(usage.extensible.k)
+        self.metrics.prompt_tokens.inc(usage.prompt_tokens)
+        answering = Answering(ready=ready, pieces=_none(), usage=usage)
+        answering.pieces = self._pieces(answering, request, start)
+        return answering
+
+    async def _rows(self, context: Context) -> Context:
+        """A context with the rows of its tokens."""
+        made = await self.embedding.run_stoppable(
+            lambda progress: self.embedder.compress(
+                context.token_ids, k=context.k, title=context.title, progress=progress
+            )
+        )
+        self.metrics.embedded_tokens.inc(context.num_tokens)
+        return made
+
+    async def _pieces(
+        self, answering: Answering, request: Generation, start: float
+    ) -> AsyncGenerator[Piece]:
+        """Pieces of an answer, which it takes with it; counted as they come."""
+        left_s = start + self.settings.request_timeout_s - time.monotonic()
+        detokenizer = Detokenizer(self._decoding.tokenizer)
+        pieces = text_of(self.engine, answering.ready.request, detokenizer, request.stops, left_s)
+        counted = 0
+        try:
+            async for piece in pieces:
+                if not counted:
+                    self.metrics.first_token.observe(time.monotonic() - start)
+                self.metrics.new_tokens.inc(piece.num_tokens - counted)
+                counted = piece.num_tokens
+                answering.text += piece.text
+                answering.usage = answering.ready.usage(self.reader.window, counted)
+                if piece.finish_reason and request.extensible.cite:
+                    answering.citations = await self._citations(answering)
+                yield piece
+        finally:
+            await pieces.aclose()
+
+    async def _citations(self, answering: Answering) -> list[Citation]:
+        """Needs the reader itself, hence the thread that runs models."""
+        return await self.embedding.run(
+            lambda: citations(self.embedder.reader, answering.ready.plan, answering.text)
+        )
+
+
+async def _none() -> AsyncGenerator[Piece]:
+    return
+    yield
+
+
+def _with_own_tokenizer(reader: Reader) -> Reader:
+    return Reader(
+        reader.model, copy.deepcopy(reader.tokenizer), window=reader.window, name=reader.name
+    )
+
+
+def _counted(worker: Worker) -> Callable[[], float]:
+    return lambda: worker.jobs

@@ -1,0 +1,86 @@
+"""Every setting of the server.
+
+In: values from the command line. Out: frozen settings, checked. Knows nothing of what they steer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from ..errors import ConfigError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one key may ask for; a server without keys has one client."""
+
+    max_body_bytes: int = 32 * MIB
+    """Of one request, hence of an uploaded file too."""
+    max_contexts: int = 1000
+    """That it keeps."""
+    max_concurrent: int = 128
+    """Requests at the same time."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, *(each.name for each in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """How the server behaves."""
+
+    model: str = "extensible"
+    """The name that clients ask for."""
+    k: int = 4
+    """Tokens per row, as contexts are kept."""
+    row_type: str = "bfloat16"
+    """In which numbers."""
+    expand: int | str = 0
+    """Tokens of spans that are read raw beside rows, or "auto", where a request does not say."""
+    max_new_tokens: int = 512
+    """Where a request does not say; at most a quarter of the window."""
+    max_requests: int = 256
+    """Of all clients at the same time; more are told to come back."""
+    max_queued: int = 16
+    """Texts that wait for the embedder; more are told to come back."""
+    request_timeout_s: float = 600.0
+    """For an answer, from its request to its last token."""
+    body_timeout_s: float = 30.0
+    """In which the body of a request comes, and a second more for every 16 KiB of it."""
+    header_timeout_s: float = 10.0
+    """In which the head of a request comes."""
+    stop_timeout_s: float = 30.0
+    """For requests that run when the server is stopped."""
+    cache_bytes: int = 256 * MIB
+    """Of rows of long messages, which clients send again with every turn."""
+    limits: Limits = field(default_factory=Limits)
+    """Of keys that have none of their own."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "k")
+        names = ("request_timeout_s", "body_timeout_s", "header_timeout_s", "stop_timeout_s")
+        check_at_least(self, 0.01, *names)
+
+
+def check_at_least(settings: object, least: float, *names: str) -> None:
+    """Raises ConfigError unless these settings are numbers and not too small."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+            raise ConfigError(
+                f"{name} is a number of {least} or more, but it is {value!r}; give a larger one."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
