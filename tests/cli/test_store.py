@@ -10,6 +10,7 @@ from conftest import make_embedder
 
 from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.cli import console
+from extensible_embedding.store.names import folder_of
 
 from .conftest import Run, plain, refused
 
@@ -257,3 +258,16 @@ def test_a_remote_store_is_only_read(run: Run, library: Path, no_reader: None) -
         result = run("store", command, "memory://shelf", *arguments, models=False)
         refused(result, 2, "behind a URL", "local copy")
     remote.rm("/shelf", recursive=True)
+
+
+def test_a_damaged_context_does_not_hide_the_others(run: Run, library: Path) -> None:
+    torn = library / folder_of("torn")
+    torn.mkdir()
+    (torn / "manifest.json").write_text("{")
+    listed = run("store", "list", library, models=False)
+    assert listed.exit_code == 4
+    assert "A book" in listed.stdout
+    assert torn.name in listed.stderr.replace("\n", "")
+    told = json.loads(run("store", "list", library, "--json", models=False).stdout)
+    assert [each["name"] for each in told["contexts"]] == ["book"]
+    assert len(told["unreadable"]) == 1

@@ -128,6 +128,14 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_records_of_another_version_are_refused_in_a_sentence(results: Path) -> None:
+    report = json.loads((results / "lm.json").read_text())
+    del report["records"][0]["recovery_low"]
+    (results / "lm.json").write_text(json.dumps(report))
+    with pytest.raises(InputError, match=r"one in lm.json, qa.json has no 'recovery_low'; measure"):
+        write_report(results)
+
+
 def test_cost_has_its_figures_and_its_table(results: Path) -> None:
     write_records(costs(), results / "cost.json")
     page = write_report(results).read_text()

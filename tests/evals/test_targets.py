@@ -14,7 +14,13 @@ from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals import targets
 from extensible_embedding.evals.lm import evaluate_lm
-from extensible_embedding.evals.targets import draw_joined_targets, joined_ids, read_domains
+from extensible_embedding.evals.targets import (
+    data_identity,
+    draw_joined_targets,
+    draw_targets,
+    joined_ids,
+    read_domains,
+)
 
 TEXTS = ["one two three " * 20, "", "four five six " * 30, "seven"]
 ASKED: dict[str, Any] = {
@@ -103,3 +109,32 @@ def test_a_domain_named_as_the_mean_of_all_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a text"]}), tmp_path / "mean.parquet")
     with pytest.raises(InputError, match="'mean' is the name of the average over domains"):
         read_domains([tmp_path / "mean.parquet"])
+
+
+def test_a_target_is_drawn_once(tiny_reader: Reader) -> None:
+    short, long = "a short one " * 6, "".join(f"{number:03d} " for number in range(300))
+    span = len(tiny_reader.encode(short))
+    drawn = draw_targets(tiny_reader, "d", [short, long], span, 12, 0)
+    assert len(drawn) == 12
+    assert len({tuple(ids.tolist()) for ids in drawn}) == 12
+    alone = draw_targets(tiny_reader, "d", [short], span, 12, 0)
+    assert [tiny_reader.decode(ids) for ids in alone] == [short]
+
+
+def test_files_of_one_name_are_no_single_domain(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "books.parquet" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        pq.write_table(pa.table({"text": [str(file)]}), file)
+    with pytest.raises(InputError, match="share one; rename"):
+        read_domains(files)
+    assert len(read_domains([files[0], files[0]])["books"]) == 2
+
+
+def test_data_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "books.parquet"
+    file.write_bytes(b"one")
+    before = data_identity([file])
+    assert before == data_identity([file])
+    file.write_bytes(b"two")
+    assert before != data_identity([file])

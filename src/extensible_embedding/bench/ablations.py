@@ -25,6 +25,7 @@ from ..evals.journal import Journal
 from ..evals.lm import Progress, Yardstick, evaluate_lm
 from ..evals.records import MEAN, LmRecord
 from ..evals.scoring import Bounded, Losses, Setting, compare_recovery
+from ..evals.targets import data_identity
 from ..reader import Reader
 from ..train.config import TrainConfig, check_files
 from ..train.trainer import build, instances, train
@@ -136,7 +137,7 @@ def _belongs_to(
     """What every figure depends on, by the names of the settings."""
     settings = dataclasses.asdict(base)
     measured = dataclasses.asdict(yardstick)
-    measured["data"] = [[Path(file).name, Path(file).stat().st_size] for file in yardstick.data]
+    measured["data"] = data_identity(yardstick.data)
     return {
         **{name: value for name, value in settings.items() if name not in _NOT_SHAPING},
         "reader": reader.fingerprint,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..errors import CheckpointError, MismatchError
-from .console import plain_table, stdout
+from ..errors import CheckpointError, ExtensibleError, MismatchError
+from .console import note, plain_table, stdout
 from .group import ExtensibleCommand, summary
 from .growing import append, reembed
 from .moving import export, import_, merge
@@ -43,15 +43,23 @@ def store() -> None:
 
 
 def list_(store: StoreArgument, as_json: JsonOption = False) -> None:
-    """List the contexts of a store."""
-    manifests = sorted(open_store(store).manifests(), key=lambda each: each.name)
+    """List the contexts of a store, and say which of them cannot be read."""
+    found = list(open_store(store).survey())
+    damaged = [each for each in found if isinstance(each, ExtensibleError)]
+    readable = [each for each in found if not isinstance(each, ExtensibleError)]
+    manifests = sorted(readable, key=lambda each: each.name)
     if as_json:
         record = {"store": store, "contexts": [facts(each) for each in manifests]}
+        record |= {"unreadable": list(map(str, damaged))} if damaged else {}
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     elif manifests:
         stdout().print(_list_table(manifests))
-    else:
+    elif not damaged:
         typer.echo(f"{store} holds no context.")
+    if damaged:
+        for error in damaged:
+            note(f"Cannot be read: {error}")
+        raise typer.Exit(damaged[0].exit_code)
 
 
 def show(

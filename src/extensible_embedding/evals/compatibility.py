@@ -29,6 +29,7 @@ from .kinship import OWN, Kinship, compare_readers, reader_digest
 from .lm import Progress, Yardstick, evaluate_lm
 from .records import MEAN, LmRecord
 from .scoring import Bounded, Losses, Setting, kept_share
+from .targets import data_identity
 
 KEEP, RETRAIN, INCOMPATIBLE = "keep", "re-train", "incompatible"
 KEEP_SHARE = 0.9
@@ -262,9 +263,8 @@ def _measure(embedder: ExtensibleEmbedder, plan: Plan, progress: Progress | None
 def _journal_name(embedder: ExtensibleEmbedder, plan: Plan) -> str:
     """Tells apart whatever losses depend on, all weights of the reader among it."""
     reader = embedder.reader
-    sizes = [(path.name, path.stat().st_size) for path in map(Path, plan.data)]
     models = embedder.fingerprint, reader_digest(reader), str(reader.dtype), reader.window
-    asked = repr((*models, sizes, plan.context_tokens, plan.seed))
+    asked = repr((*models, data_identity(plan.data), plan.context_tokens, plan.seed))
     return f"check-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.journal"
 
 

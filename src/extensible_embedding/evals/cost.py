@@ -188,7 +188,7 @@ class _Run:
             key = ("times", number, setting.context_tokens, self.new_tokens)
             entry = self.journal[key].get(name, {}) if key in self.journal else {}
             if "make_s" in entry:
-                found.samples.append(entry)
+                found.rounds[number] = entry
                 found.load_s = entry["load_s"]
             found.notes += [entry["note"]] if entry.get("note") else []
         memory = self._memory_key(setting)

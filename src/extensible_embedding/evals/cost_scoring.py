@@ -6,7 +6,7 @@ taken round by round, and its median is resampled over rounds. Pure functions of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,15 +26,21 @@ Numbers = NDArray[np.float64]
 class Measured:
     """What was measured of a setting."""
 
-    samples: list[Mapping[str, Any]] = field(default_factory=list)
-    """Fields of a `Sample`, one for every round."""
+    rounds: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of a `Sample` by the number of the round; none of a round that failed."""
     load_s: float | None = None
     peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
 
-    def ttft(self) -> Numbers:
-        """Time to first token in every round."""
-        return np.array([sample["make_s"] + sample["read_s"] for sample in self.samples])
+    @property
+    def samples(self) -> list[Mapping[str, Any]]:
+        """Of all rounds, in order."""
+        return list(self.rounds.values())
+
+    def ttft(self, rounds: Iterable[int] | None = None) -> Numbers:
+        """Time to first token in every round, or in these."""
+        chosen = [self.rounds[number] for number in (self.rounds if rounds is None else rounds)]
+        return np.array([sample["make_s"] + sample["read_s"] for sample in chosen])
 
     def median(self, name: str) -> float | None:
         """Of a number that every round has."""
@@ -127,8 +133,8 @@ def _paired(raw: Measured | None, measured: Measured) -> Numbers:
     """Raw reading's time over this one's, in every round that has both."""
     if raw is None:
         return np.empty(0)
-    pairs = min(len(raw.samples), len(measured.samples))
-    return np.asarray(raw.ttft()[:pairs] / measured.ttft()[:pairs])
+    shared = [number for number in raw.rounds if number in measured.rounds]
+    return np.asarray(raw.ttft(shared) / measured.ttft(shared))
 
 
 def _median(values: Numbers) -> float | None:

@@ -13,6 +13,8 @@ It knows nothing of training and of questions.
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ from .methods import (
 )
 from .records import LmRecord
 from .scoring import NONE, Losses, Setting, raw_of, score
-from .targets import draw_joined_targets, draw_targets, read_domains
+from .targets import data_identity, draw_joined_targets, draw_targets, read_domains
 
 DEFAULT_METHODS = ("none", "raw", "extensible")
 
@@ -103,6 +105,7 @@ def evaluate_lm(
     Raises:
         InputError: an argument or a file is not usable, or no document is long enough.
     """
+    methods = list(dict.fromkeys(methods))
     settings = _settings(
         embedder.reader, methods, scale_factors, context_tokens, windows, target_tokens
     )
@@ -118,7 +121,8 @@ def evaluate_lm(
     with _evaluation_mode(embedder):
         run.measure(domains, deadline, progress)
     reported = [setting for setting in settings if setting.method in methods]
-    records = score(run.losses(domains), reported, seed, used_k=run.used_k, notes=run.notes)
+    usual_k = {setting: statistics.mode(each) for setting, each in run.used_k.items()}
+    records = score(run.losses(domains), reported, seed, used_k=usual_k, notes=run.notes)
     return [dataclasses.replace(record, concatenated=concatenate) for record in records]
 
 
@@ -133,7 +137,7 @@ def _journal(
     belongs_to = {
         "embedder": embedder.fingerprint,
         **belongs_to_reader(embedder.reader),
-        "data": [[Path(file).name, Path(file).stat().st_size] for file in data],
+        "data": data_identity(data),
         "longest_context": longest,
         "concatenate": concatenate or None,  # as in journals from before there was a choice
         "seed": seed,
@@ -160,7 +164,8 @@ class _Run:
             for each in settings
         }
         self.notes: dict[Setting, str] = {}
-        self.used_k: dict[Setting, int] = {}
+        self.used_k: dict[Setting, list[int]] = {}
+        """Of every target that was measured."""
 
     def measure(
         self,
@@ -193,7 +198,7 @@ class _Run:
                 except CannotRunError as error:
                     self.notes[setting] = str(error)
             if key in self.journal:
-                self.used_k[setting] = self.journal[key]["k"]
+                self.used_k.setdefault(setting, []).append(self.journal[key]["k"])
 
     def _loss(self, setting: Setting, ids: Tensor) -> dict[str, float]:
         """Mean loss of the target at the end of `ids`, and the k that was used."""
@@ -206,8 +211,10 @@ class _Run:
         room = (setting.window or self.reader.window) - self.target_tokens
         reading = self.methods[setting].read(passage, room)
         chooses = setting.method in WITH_K and not setting.k
-        used = reading.k if chooses else setting.k
-        return {"nats": float(reading.nll(ids[end:]).mean()), "k": used}
+        used, nats = reading.k if chooses else setting.k, float(reading.nll(ids[end:]).mean())
+        if not math.isfinite(nats):
+            raise CannotRunError(f"the loss of a target is {nats}")
+        return {"nats": nats, "k": used}
 
     def _paired(self, domain: str, num_targets: int) -> Losses:
         """Of some settings a journal may hold more, from a run with others or without a budget."""

@@ -69,10 +69,16 @@ def write_report(folder: Path) -> Path:
     ablations = [row for row in rows if "variant" in row]
     lm = [row for row in rows if "domain" in row and "variant" not in row]
     qa, cost = [row for row in rows if "task" in row], [row for row in rows if "ttft_s" in row]
-    tables = [_lm_table(lm), _qa_table(qa), _cost_table(cost), _ablation_table(ablations)]
+    try:
+        tables = [_lm_table(lm), _qa_table(qa), _cost_table(cost), _ablation_table(ablations)]
+        all_figures = [*figures(lm, qa, cost), *ablation_figures(ablations)]
+    except KeyError as error:
+        raise InputError(
+            "Records have the fields that `extensible` of this version writes, but one in "
+            f"{', '.join(reports)} has no {error}; measure it again, or move the file elsewhere."
+        ) from error
     tables = [table for table in tables if table["rows"]]
     try:
-        all_figures = [*figures(lm, qa, cost), *ablation_figures(ablations)]
         drawn = [_draw(folder, *each) for each in all_figures]
         page = Environment(autoescape=True).from_string(_PAGE)
         files = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]

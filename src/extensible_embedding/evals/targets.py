@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..reader import Reader
+from ..store.files import hash_file
 from ..text import read_document
 from .records import MEAN
 
@@ -31,14 +32,20 @@ _BETWEEN_DOCUMENTS = "\n\n"
 _GOLDEN = (5**0.5 - 1) / 2
 
 
+def data_identity(data: Sequence[Path]) -> list[tuple[str, str]]:
+    """What tells texts apart, wherever they lie: name and SHA-256 of each file."""
+    return [(Path(path).name, hash_file(Path(path))) for path in data]
+
+
 def read_domains(data: Sequence[Path]) -> dict[str, list[str]]:
     """Documents of parquet files by domain.
 
     Raises:
-        InputError: a file is missing, not parquet, has no column `text`, or a domain has the name
-            of the mean of all.
+        InputError: a file is missing, not parquet, has no column `text`, a domain has the name of
+            the mean of all, or two files would be one domain for their names alone.
     """
     domains: dict[str, list[str]] = {}
+    _check_names(data)
     for path in data:
         for domain, text in _documents(Path(path)):
             if domain == MEAN:
@@ -50,6 +57,17 @@ def read_domains(data: Sequence[Path]) -> dict[str, list[str]]:
     if not domains:
         raise InputError("An evaluation needs documents, but there are none; give files with text.")
     return domains
+
+
+def _check_names(data: Sequence[Path]) -> None:
+    named: dict[str, Path] = {}
+    for path in map(Path, data):
+        other = named.setdefault(path.stem, path)
+        if other.resolve() != path.resolve():
+            raise InputError(
+                f"Texts are told apart by their files' names, but {str(other)!r} and {str(path)!r} "
+                "share one; rename one of them."
+            )
 
 
 def _documents(path: Path) -> Iterator[tuple[str, str]]:
@@ -101,7 +119,10 @@ def read_tokens(reader: Reader, data: Sequence[Path], most: int) -> Tensor:
 def draw_targets(
     reader: Reader, domain: str, texts: Sequence[str], span: int, num_targets: int, seed: int
 ) -> list[Tensor]:
-    """Token ids (span,) of each target with its longest context; every document in turn."""
+    """Token ids (span,) of each target with its longest context; every document in turn.
+
+    A document that is hardly longer gives the same ones again: it is left out from then on.
+    """
     _check_count(num_targets)
     rng = _rng(domain, seed)
     waiting = [texts[number] for number in rng.permutation(len(texts))]
@@ -109,7 +130,7 @@ def draw_targets(
     while waiting and len(targets) < num_targets:
         text = waiting.pop(0)
         ids = _draw_span(reader, text, span, float(rng.random()))
-        if ids is not None:
+        if ids is not None and not any(torch.equal(ids, each) for each in targets):
             targets.append(ids)
             waiting.append(text)
     if not targets:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..embedder import ExtensibleEmbedder, Progress
-from ..errors import CheckpointError, InputError, MismatchError
+from ..errors import CheckpointError, ExtensibleError, InputError, MismatchError
 from ..folders import flush
 from .files import Place, disk_faults, is_left_over, is_whole, share, write_whole, writing
 from .growth import Piece, chunk_chains, make_segments, merged, reopened, tokenized, unfinished
@@ -106,10 +106,21 @@ class ContextStore:
 
     def manifests(self) -> Iterator[Manifest]:
         """What the store says of each of its contexts; raises as `open`."""
+        for found in self.survey():
+            if isinstance(found, ExtensibleError):
+                raise found
+            yield found
+
+    def survey(self) -> Iterator[Manifest | CheckpointError | MismatchError]:
+        """As `manifests`, but an unreadable one is the error that says why, in its place."""
         for folder in self._folders():
-            found = self._manifest_in(folder)
-            if found is not None:  # else deleted meanwhile
-                yield found
+            try:
+                found = self._manifest_in(folder)
+            except (CheckpointError, MismatchError) as error:
+                yield error
+            else:
+                if found is not None:  # else deleted meanwhile
+                    yield found
 
     def add(
         self,
@@ -312,11 +323,7 @@ class ContextStore:
 
     def _readable(self) -> Iterator[Manifest]:
         """Manifests that can be read: a damaged context is no reason to refuse another."""
-        for folder in self._folders():
-            with suppress(CheckpointError, MismatchError):
-                found = self._manifest_in(folder)
-                if found is not None:
-                    yield found
+        return (each for each in self.survey() if not isinstance(each, ExtensibleError))
 
     def _segments(
         self,

@@ -9,7 +9,6 @@ many rows they took.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,12 +56,12 @@ class RopeScaling(Method):
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, the whole context, tail; `room` does not limit it."""
         plain = raw_reading(self.reader, passage, passage.context)
-        factor = math.ceil((plain.num_rows + self.new_tokens) / self.reader.window)
+        factor = (plain.num_rows + self.new_tokens) / self.reader.window
         if factor <= 1:
             return plain
         rotary_of(self.reader)
         return ScaledReading(
-            reader=self.reader, embeds=plain.embeds, rope_type=self.rope_type, factor=float(factor)
+            reader=self.reader, embeds=plain.embeds, rope_type=self.rope_type, factor=factor
         )
 
 
