@@ -16,6 +16,7 @@ from .demo import demo
 from .group import ExtensibleCommand, ExtensibleGroup, summary
 from .info import info
 from .options import ConfigOption, JsonOption
+from .serve import mcp, serve
 
 app = typer.Typer(
     name="extensible",
@@ -66,7 +67,7 @@ def train(config: ConfigOption, as_json: JsonOption = False) -> None:
         run(config, as_json)
 
 
-for _command in (demo, compress, ask, chat, train, check):
+for _command in (demo, compress, ask, chat, serve, mcp, train, check):
     app.command(cls=ExtensibleCommand, short_help=summary(_command))(_command)
 app.add_typer(store.app, name="store")
 app.add_typer(evaluate.app, name="eval")

@@ -5,7 +5,8 @@ In: a service. Out: routes behind the gate, the OpenAPI schema, and the page if 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import Request
 from starlette.responses import FileResponse
 
 from .._version import __version__
+from ..errors import InputError
 from . import errors
 from .gate import Gate
+from .mcp import mcp_server
 from .patience import patient_protocol
 from .routes import answers, contexts, state
 from .service import Service
@@ -36,9 +40,17 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(), tools.session_manager.run():
             yield
 
+    tools = mcp_server(service)
+    # The gate has checked hosts, keys and sizes.
+    tools_app = tools.streamable_http_app(
+        stateless_http=True,
+        json_response=True,
+        max_request_body_size=1 << 40,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
     app = FastAPI(
         title="Extensible Embedding",
         version=__version__,
@@ -52,6 +64,7 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
     app.state.service = service
     for routes in (answers, contexts, state):
         app.include_router(routes.router)
+    app.router.routes.extend(tools_app.routes)
     files = _add_page(app, page)
     errors.install(app)
     app.add_middleware(
@@ -63,6 +76,32 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
         public=(*_PUBLIC, *files),
     )
     return app
+
+
+def run(service: Service, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        service: that answers.
+        host: to listen at.
+        port: to listen at; 0 takes any that is free.
+        started: called with the URL when requests are taken.
+
+    Raises:
+        InputError: the address cannot be listened at.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            f"A server listens at an address of this machine and a free port, but {host!r} and "
+            f"{port} cannot be had ({error.strerror}); give another --host or --port."
+        ) from error
+    with listening:
+        shown = f"[{host}]" if ":" in host else host
+        started(f"http://{shown}:{listening.getsockname()[1]}")
+        server_of(service, host, port).run(sockets=[listening])
 
 
 def server_of(service: Service, host: str, port: int) -> uvicorn.Server:
@@ -99,7 +138,7 @@ def _add_page(app: FastAPI, page: Path) -> list[str]:
     return list(paths)
 
 
-def _sends(file: Path):  # type: ignore[no-untyped-def]
+def _sends(file: Path) -> Callable[[Request], Awaitable[FileResponse]]:
     async def send(_: Request) -> FileResponse:
         return FileResponse(file)
 

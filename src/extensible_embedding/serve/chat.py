@@ -167,7 +167,7 @@ class Planner:
         try:
             prompt = self._planned(make, longest, k, new_tokens).prompt
         except WindowError:
-            longest = self._longest(texts, room)
+            longest = self._longest(texts, room, self._made_k(k))
             prompt, longest = self._shortened(make, longest, k, new_tokens)
         spans: Spans = ()
         expand = request.extensible.expand
@@ -210,22 +210,28 @@ class Planner:
                 continue
         return self._planned(make, longest, k, new_tokens).prompt, longest
 
-    def _longest(self, texts: Sequence[str], room: int) -> list[LongText]:
+    def _longest(self, texts: Sequence[str], room: int, k: int) -> list[LongText]:
         """What can be read as rows, the longest first."""
         found = []
         for number, text in enumerate(texts):
             before, middle, after = split_long(text, max(1, room // _RAW_SHARE))
             ids = self.reader.encode(middle) if len(middle) >= MIN_TOKENS else torch.zeros(0)
             if len(ids) >= MIN_TOKENS:
-                context = self._made.get(ids) or self._without_rows(ids)
+                context = self._made.get(ids, k) or self._without_rows(ids, k)
                 found.append(LongText(message=number, before=before, context=context, after=after))
         return sorted(found, key=lambda each: -each.context.num_tokens)
 
-    def _without_rows(self, ids: Tensor) -> Context:
+    def _made_k(self, k: int | str) -> int:
+        """At which k rows are made that are to be read at k: the usual, if that can be."""
+        if isinstance(k, int) and k > 1 and k % self.settings.k:
+            return k
+        return self.settings.k
+
+    def _without_rows(self, ids: Tensor, k: int) -> Context:
         return Context(
             rows=torch.empty(0, self.reader.hidden_size),
             token_ids=ids,
-            k=self.settings.k,
+            k=k,
             chunk_tokens=self.config.chunk_tokens,
             down_sampling=self.config.down_sampling,
             max_k=self.config.max_k,
@@ -285,16 +291,16 @@ class _Made:
         self.most_bytes, self._bytes = most_bytes, 0
         self._contexts: OrderedDict[bytes, Context] = OrderedDict()
 
-    def get(self, ids: Tensor) -> Context | None:
-        """The context of these tokens (n,), if it is there."""
-        key = _digest(ids)
+    def get(self, ids: Tensor, k: int) -> Context | None:
+        """The context of these tokens (n,) at k, if it is there."""
+        key = _digest(ids, k)
         if key in self._contexts:
             self._contexts.move_to_end(key)
         return self._contexts.get(key)
 
     def keep(self, context: Context) -> None:
         """Adds one."""
-        key = _digest(context.token_ids)
+        key = _digest(context.token_ids, context.k)
         if key not in self._contexts:
             self._contexts[key] = context
             self._bytes += _num_bytes(context)
@@ -302,8 +308,8 @@ class _Made:
             self._bytes -= _num_bytes(self._contexts.popitem(last=False)[1])
 
 
-def _digest(ids: Tensor) -> bytes:
-    return hashlib.sha256(ids.numpy().tobytes()).digest()
+def _digest(ids: Tensor, k: int) -> bytes:
+    return hashlib.sha256(f"{k}:".encode() + ids.numpy().tobytes()).digest()
 
 
 def _num_bytes(context: Context) -> int:

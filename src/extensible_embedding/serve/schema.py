@@ -8,16 +8,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=200, description="Of a context.")]
 ScaleFactor = Annotated[int, Field(ge=1, le=4096)]
 
 
+def _check_characters(data: Any) -> None:
+    if isinstance(data, str):
+        try:
+            data.encode()
+        except UnicodeEncodeError:
+            raise ValueError("text holds whole characters, but there is half of one") from None
+    elif isinstance(data, dict):
+        _check_characters([*data, *data.values()])
+    elif isinstance(data, list):
+        for each in data:
+            _check_characters(each)
+
+
 class Given(BaseModel):
     """Something that a client sends."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, data: Any) -> Any:
+        """JSON can spell half of a character, which nothing behind can take."""
+        _check_characters(data)
+        return data
 
 
 class Extensible(Given):
@@ -84,9 +104,9 @@ class Generation(Given):
     ) = Field(default=None, description="The answer ends before this text.")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     user: str | None = Field(default=None, description="Accepted, and not used.")
     extensible: Extensible = Field(default_factory=Extensible)
 

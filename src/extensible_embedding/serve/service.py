@@ -21,7 +21,7 @@ from ..errors import StorageError
 from ..reader import Reader
 from ..store.store import ContextStore
 from .chat import Draft, Planner, Ready
-from .completing import Detokenizer, Piece, text_of
+from .completing import Piece, text_of
 from .contexts import Library
 from .engines.base import Engine
 from .keys import Client, Keys
@@ -164,8 +164,9 @@ class Service:
     ) -> AsyncGenerator[Piece]:
         """Pieces of an answer, which it takes with it; counted as they come."""
         left_s = start + self.settings.request_timeout_s - time.monotonic()
-        detokenizer = Detokenizer(self._decoding.tokenizer)
-        pieces = text_of(self.engine, answering.ready.request, detokenizer, request.stops, left_s)
+        pieces = text_of(
+            self.engine, answering.ready.request, self._decoding, request.stops, left_s
+        )
         counted = 0
         try:
             async for piece in pieces:

@@ -1,0 +1,157 @@
+"""Tools for agents and desktop assistants, by the Model Context Protocol.
+
+In: a service. Out: an MCP server with the tools add_document, list_documents and ask; over stdio it
+also reads files of its own machine. Knows nothing of transports but who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import BaseModel, Field
+
+from .._version import __version__
+from ..errors import ExtensibleError
+from ..text import read_document
+from .errors import ApiError
+from .keys import Client
+from .schema import ChatMessage, ChatRequest, Extensible, Source
+from .service import Service
+
+_WORDS = """Long documents for a small reader: add a document once, then ask about it as often as \
+you like. It is kept in compressed form, so that a whole book fits the reader's window. Rows keep \
+the gist; passages that share words with the question are read word for word."""
+
+
+class Document(BaseModel):
+    """A document that is kept."""
+
+    name: str
+    title: str
+    tokens: int
+
+
+class DocumentList(BaseModel):
+    """All that may be asked about."""
+
+    documents: list[Document]
+
+
+class Reply(BaseModel):
+    """An answer, and what it was read from."""
+
+    answer: str
+    k: int = Field(description="Tokens per row that the documents were read at; 1 is word for word")
+    sources: list[Source]
+
+
+def mcp_server(service: Service, *, files: bool = False) -> MCPServer[Any]:
+    """An MCP server over a service that runs.
+
+    Args:
+        service: that keeps and answers.
+        files: whether documents may be read from files of this machine: never for other machines.
+    """
+    server: MCPServer[Any] = MCPServer(
+        "extensible-embedding", instructions=_WORDS, version=__version__, log_level="WARNING"
+    )
+
+    @server.tool()
+    async def add_document(name: str, text: str, ctx: Context[Any, Any]) -> Document:
+        """Keeps a text under a name, to be asked about. A document of that name is replaced."""
+        return await _add(service, _client_of(ctx), name, text, "")
+
+    @server.tool()
+    async def list_documents(ctx: Context[Any, Any]) -> DocumentList:
+        """Lists the documents that can be asked about."""
+        with _told():
+            kept = await service.library.list(_client_of(ctx))
+        return DocumentList(
+            documents=[
+                Document(name=each.name, title=each.manifest.title, tokens=each.manifest.num_tokens)
+                for each in kept
+            ]
+        )
+
+    @server.tool()
+    async def ask(
+        question: str,
+        documents: list[str],
+        ctx: Context[Any, Any],
+        k: int | Literal["auto"] = "auto",
+        max_tokens: int = 256,
+    ) -> Reply:
+        """Asks a question about documents, by their names, and says where the answer is from."""
+        return await _ask(service, _client_of(ctx), question, documents, k, max_tokens)
+
+    if files:
+
+        @server.tool()
+        async def add_file(path: str, ctx: Context[Any, Any], name: str = "") -> Document:
+            """Keeps the text of a file: .txt, .md, .html, .epub, .pdf, .docx, code.
+
+            Its name is the file's, unless one is given.
+            """
+            with _told():
+                found = await service.reading.run(lambda: read_document(path))
+            name = name or Path(path).stem
+            return await _add(service, _client_of(ctx), name, found.text, found.title)
+
+    return server
+
+
+def _client_of(ctx: Context[Any, Any]) -> Client:
+    """Over HTTP the client that the gate let in; over stdio there is one."""
+    request = ctx.request_context.request
+    if request is None:
+        return Client()
+    client: Client = request.state.client
+    return client
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What cannot be done is told to the agent, which may know better."""
+    try:
+        yield
+    except ApiError as error:
+        raise ToolError(str(error.detail)) from error
+    except ExtensibleError as error:
+        raise ToolError(str(error)) from error
+
+
+async def _add(service: Service, client: Client, name: str, text: str, title: str) -> Document:
+    with _told():
+        kept = await service.library.add(client, name, text, title=title, replace=True)
+    return Document(name=kept.name, title=kept.manifest.title, tokens=kept.manifest.num_tokens)
+
+
+async def _ask(
+    service: Service,
+    client: Client,
+    question: str,
+    documents: Sequence[str],
+    k: int | Literal["auto"],
+    max_tokens: int,
+) -> Reply:
+    try:
+        request = ChatRequest(
+            model=service.settings.model,
+            messages=[ChatMessage(role="user", content=question)],
+            max_tokens=max_tokens,
+            extensible=Extensible(contexts=list(documents), k=k, expand="auto", cite=True),
+        )
+    except ValueError as error:
+        raise ToolError("k and max_tokens are 1 or more, and documents are names.") from error
+    with _told():
+        answering = await service.chat(client, request)
+        async for _ in answering.pieces:
+            pass
+    usage = answering.usage.extensible
+    sources = [Source.model_validate(vars(each)) for each in answering.citations or ()]
+    return Reply(answer=answering.text.strip(), k=usage.k, sources=sources)

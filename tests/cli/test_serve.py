@@ -1,0 +1,117 @@
+"""`extensible serve` and `extensible mcp`, as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from openai import OpenAI
+
+from extensible_embedding import ContextStore
+from extensible_embedding.cli.serve import check_installed
+
+from .conftest import Run, refused
+
+PROGRAM = [sys.executable, "-m", "extensible_embedding"]
+
+
+@contextmanager
+def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server, and its URL."""
+    command = [*PROGRAM, "serve", *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            told = next(line for line in process.stderr if "Serving" in line)
+            yield process, re.findall(r"http://\S+/v1", told)[0]
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_server_answers_and_stops_when_told(
+    tiny_reader_folder: Path, embedder_folder: Path, library: Path
+) -> None:
+    models = ("--reader", tiny_reader_folder, "--embedder", embedder_folder)
+    with (
+        served(library, *models, "--name", "tiny") as (process, url),
+        OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "Who?"}],
+            max_tokens=4,
+            extra_body={"extensible": {"contexts": ["book"]}},
+        )
+        assert answer.usage.completion_tokens
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_agents_speak_to_it_on_stdin_and_stdout(
+    tiny_reader_folder: Path, embedder_folder: Path, library: Path
+) -> None:
+    arguments = ["mcp", str(library), "--reader", str(tiny_reader_folder)]
+    arguments += ["--embedder", str(embedder_folder)]
+
+    async def ask() -> object:
+        parameters = StdioServerParameters(command=PROGRAM[0], args=[*PROGRAM[1:], *arguments])
+        async with Client(stdio_client(parameters)) as client:
+            await client.call_tool("add_document", {"name": "heron", "text": "It waits. " * 9})
+            return await client.call_tool("list_documents", {})
+
+    listed = asyncio.run(ask())
+    names = [each["name"] for each in listed.structured_content["documents"]]
+    assert names == ["book", "heron"]
+    assert ContextStore(library).open("heron").num_tokens == 90
+
+
+def test_other_machines_need_keys(run: Run, no_reader: None) -> None:
+    refused(run("serve", "library", "--host", "0.0.0.0"), 2, "--keys", "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--keys", "none.yaml"), "none.yaml"),
+        (("--k", "1"), "--k is 1"),
+        (("--k", "auto"), "one k"),
+        (("--expand", "some"), "some"),
+        (("--max-body", "0"), "--max-body"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_models_load(
+    run: Run, no_reader: None, arguments: tuple[str, str], words: str
+) -> None:
+    refused(run("serve", "library", *arguments), 2, words)
+
+
+def test_a_file_is_no_store(run: Run, no_reader: None, book: Path) -> None:
+    refused(run("serve", book), 2, "book.txt")
+    refused(run("mcp", book), 2, "book.txt")
+
+
+def test_a_port_that_is_taken_is_told(run: Run, library: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(run("serve", library, "--port", port), 2, str(port))
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from extensible_embedding.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtraError, match=r"uvicorn is missing.*\[serve\]"):
+        check_installed()
