@@ -25,6 +25,8 @@ from .base import Sampling
 
 _RANDOM_SEED = 0xFFFFFFFF
 """What llama.cpp takes for: no seed, draw one."""
+_GREEDY_BELOW = 1e-5
+"""A lower temperature overflows, and would choose the same."""
 
 
 class LlamaContext:
@@ -147,7 +149,7 @@ class LlamaContext:
         """A chain of llama.cpp's samplers, for `draw`; to be given back by `free_sampler`."""
         library = self._library
         chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
-        if sampling.temperature == 0:
+        if sampling.temperature < _GREEDY_BELOW:
             library.llama_sampler_chain_add(chain, library.llama_sampler_init_greedy())
             return chain
         seed = _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED
