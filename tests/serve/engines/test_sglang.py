@@ -12,7 +12,14 @@ from extensible_embedding.serve.engines.base import Request, Sampling
 from extensible_embedding.serve.engines.sglang import SGLangEngine
 
 URL = "http://sglang.test:30000"
-SAMPLING_PARAMETERS = {"max_new_tokens", "temperature", "top_p", "sampling_seed"}
+SAMPLING_PARAMETERS = {
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "sampling_seed",
+}
 
 
 class StandIn(httpx2.AsyncBaseTransport):
@@ -75,7 +82,9 @@ def with_engine(reader, work, **server):
     stand_in = StandIn(reader, **server)
 
     async def run():
-        async with SGLangEngine(reader, URL, api_key="secret", transport=stand_in) as engine:
+        async with SGLangEngine(
+            URL, reader.embed_tokens, api_key="secret", transport=stand_in
+        ) as engine:
             await work(engine, stand_in)
 
     asyncio.run(run())
@@ -95,6 +104,8 @@ def test_it_asks_as_documented_and_gives_tokens_as_they_come(tiny_reader, increm
             "max_new_tokens": 4,
             "temperature": 0.5,
             "top_p": 0.9,
+            "top_k": -1,
+            "min_p": 0.0,
             "sampling_seed": 3,
         }
         expected = torch.cat([tiny_reader.embed_tokens(asked.parts[0]), asked.parts[1].float()])
@@ -109,7 +120,8 @@ def test_greedy_asks_for_temperature_zero_and_no_seed(tiny_reader):
         pieces = [piece async for piece in engine.generate(request(tiny_reader))]
         assert pieces[-1].finish_reason == "stop"
         asked = server.asked[0][1]["sampling_params"]
-        assert asked == {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0}
+        assert "sampling_seed" not in asked
+        assert (asked["max_new_tokens"], asked["temperature"], asked["top_p"]) == (128, 0.0, 1.0)
 
     with_engine(tiny_reader, work, end={"type": "stop", "matched": 14})
 
@@ -131,12 +143,13 @@ def test_closing_closes_the_connection(tiny_reader):
 @pytest.mark.parametrize(
     ("server", "match"),
     [
-        ({"status": 400}, r"refused with status 400 \(.*radix cache is on.*disable-radix-cache"),
+        ({"status": 400}, r"refused a request \(400: .*radix.*\); start it with .*disable-radix"),
+        ({"status": 401}, r"refused a request \(401: .*disable-radix"),
         ({"end": {"type": "abort", "message": "out of memory"}}, "by itself .out of memory."),
-        ({"say": ['data: {"error": {"message": "bad"}}\n\n']}, r"failed on this request \(bad\)"),
-        ({"say": ['data: {"text": "x"}\n\n']}, "no meta_info or no output_ids"),
-        ({"say": ["data: <html>\n\n"]}, "events of its native API"),
-        ({"say": ["data: [DONE]\n\n"]}, "broke off"),
+        ({"say": ['data: {"error": {"message": "bad"}}\n\n']}, r"\(None: bad\); see its log"),
+        ({"say": ['data: {"text": "x"}\n\n']}, 'sent \'{"text": "x"}\'; use a current SGLang'),
+        ({"say": ["data: <html>\n\n"]}, "sent '<html>'"),
+        ({"say": ["data: [DONE]\n\n"]}, "before its end; ask again"),
     ],
 )
 def test_what_goes_wrong_is_an_engine_error(tiny_reader, server, match):
@@ -151,8 +164,13 @@ def test_what_goes_wrong_is_an_engine_error(tiny_reader, server, match):
 
 def test_a_prompt_that_cannot_be_read_is_not_sent(tiny_reader):
     async def work(engine, server):
-        with pytest.raises(EngineError, match="at least 1 row"):
-            await anext(engine.generate(Request(parts=())))
+        for parts, match in [
+            ((), "at least 1 row"),
+            ((torch.zeros(2, 3),), "32 numbers each for this reader"),
+            ((torch.full((2, 32), float("nan")),), "Rows are finite numbers"),
+        ]:
+            with pytest.raises(EngineError, match=match):
+                await anext(engine.generate(Request(parts=parts)))
         assert server.asked == []
 
     with_engine(tiny_reader, work)
@@ -163,7 +181,7 @@ def test_readiness_is_the_servers(tiny_reader):
         await engine.check()
 
     async def not_ready(engine, _):
-        with pytest.raises(EngineError, match="status 503"):
+        with pytest.raises(EngineError, match="503"):
             await engine.check()
 
     with_engine(tiny_reader, ready)
@@ -172,12 +190,12 @@ def test_readiness_is_the_servers(tiny_reader):
 
 def test_a_server_that_is_not_there(tiny_reader):
     async def run():
-        engine = SGLangEngine(tiny_reader, "http://127.0.0.1:9")
+        engine = SGLangEngine("http://127.0.0.1:9/v1/", tiny_reader.embed_tokens)
         async with engine:
             for ask in (engine.check(), anext(engine.generate(request(tiny_reader)))):
-                with pytest.raises(EngineError, match=r"does not answer.*correct the address"):
+                with pytest.raises(EngineError, match=r"cannot be reached .*check the address"):
                     await ask
-        with pytest.raises(EngineError, match="does not answer"):  # the client is closed
+        with pytest.raises(EngineError, match="it has been stopped"):
             await anext(engine.generate(request(tiny_reader)))
 
     asyncio.run(run())

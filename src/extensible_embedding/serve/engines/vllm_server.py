@@ -14,12 +14,9 @@ Axes: S prompt row, H reader hidden size.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -27,8 +24,9 @@ import torch
 from torch import Tensor
 
 from ...errors import EngineError
-from .base import Engine, NewTokens, Request, Sampling
-from .embeds import EmbedTokens, joined_rows
+from .base import NewTokens, Request, Sampling
+from .embeds import EmbedTokens
+from .remote import Parser, RemoteEngine
 
 _HINTS = {
     "enable-prompt-embeds": "start it with `vllm serve MODEL --enable-prompt-embeds`",
@@ -38,7 +36,7 @@ _HINTS = {
 """What to do about what vLLM says, by words in that."""
 
 
-class VllmServerEngine(Engine):
+class VllmServerEngine(RemoteEngine):
     """Sends requests to a server of vLLM.
 
     Args:
@@ -52,6 +50,9 @@ class VllmServerEngine(Engine):
     """
 
     name = "vllm-server"
+    product = "vLLM"
+    path = "/v1/completions"
+    format_advice = "use vLLM 0.10.2 or newer"
 
     def __init__(
         self,
@@ -64,17 +65,15 @@ class VllmServerEngine(Engine):
         read_timeout_s: float = 600.0,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self.model = model
-        self._embed_tokens = embed_tokens
-        self._num_running = 0
-        self._client = httpx2.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx2.Timeout(read_timeout_s, connect=connect_timeout_s, pool=None),
-            limits=httpx2.Limits(),  # it is the server that knows how many requests it takes
+        super().__init__(
+            url,
+            embed_tokens,
+            api_key=api_key,
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
             transport=transport,
         )
+        self.model = model
 
     async def __aenter__(self) -> VllmServerEngine:
         """Asks the server for its model, and for one token: what it lacks shows now.
@@ -84,7 +83,7 @@ class VllmServerEngine(Engine):
         """
         try:
             if self.model is None:
-                async with self._answer("GET", "/v1/models") as response:
+                async with self.answer("GET", "/v1/models") as response:
                     self.model = _first_model(await response.aread(), self.url)
             head = torch.zeros(1, dtype=torch.long)
             probe = Request(parts=(head,), sampling=Sampling(max_new_tokens=1))
@@ -95,33 +94,8 @@ class VllmServerEngine(Engine):
             raise
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._client.aclose()
-
-    async def check(self) -> None:
-        async with self._answer("GET", "/health"):
-            return
-
-    def numbers(self) -> Mapping[str, float]:
-        return {"running": self._num_running}
-
-    async def generate(self, request: Request) -> AsyncIterator[NewTokens]:
-        body = await asyncio.to_thread(self._body, request)
-        self._num_running += 1
-        try:
-            async with self._answer("POST", "/v1/completions", body) as response:
-                async for line in response.aiter_lines():
-                    for piece in _pieces(line, self.url):
-                        yield piece
-                        if piece.finish_reason:
-                            return
-            raise EngineError(f"vLLM at {self.url} ended an answer before its end; ask again.")
-        finally:
-            self._num_running -= 1
-
-    def _body(self, request: Request) -> bytes:
-        """The request as JSON; of a long prompt it is megabytes."""
-        rows, sampling = joined_rows(request, self._embed_tokens), request.sampling
+    def fields(self, request: Request, rows: Tensor) -> dict[str, Any]:
+        sampling = request.sampling
         fields: dict[str, Any] = {
             "model": self.model,
             "prompt_embeds": encoded(rows),
@@ -136,30 +110,14 @@ class VllmServerEngine(Engine):
         }
         if sampling.seed is not None:
             fields["seed"] = sampling.seed
-        return json.dumps(fields).encode()
+        return fields
 
-    @asynccontextmanager
-    async def _answer(
-        self, method: str, path: str, body: bytes | None = None
-    ) -> AsyncIterator[httpx2.Response]:
-        """A response that is no error; its body may be still to come."""
-        headers = {"Content-Type": "application/json"} if body else {}
-        try:
-            async with self._client.stream(method, path, content=body, headers=headers) as response:
-                if response.status_code != httpx2.codes.OK:
-                    await response.aread()
-                    raise _refusal(self.url, _message(response), response.status_code)
-                yield response
-        except httpx2.TimeoutException as error:
-            raise EngineError(
-                f"vLLM at {self.url} did not answer in time ({type(error).__name__}); ask for "
-                "less, or give it longer time-outs."
-            ) from error
-        except httpx2.HTTPError as error:
-            raise EngineError(
-                f"vLLM at {self.url} cannot be reached ({type(error).__name__}: {error}); check "
-                "the address, and that it runs."
-            ) from error
+    def advice(self, message: str, code: object) -> str:
+        found = (hint for words, hint in _HINTS.items() if words in message)
+        return next(found, super().advice(message, code))
+
+    def parser(self) -> Parser:
+        return lambda event: [_piece(choice) for choice in event["choices"]]
 
 
 def encoded(rows: Tensor) -> str:
@@ -167,23 +125,6 @@ def encoded(rows: Tensor) -> str:
     buffer = io.BytesIO()
     torch.save(rows, buffer)
     return base64.b64encode(buffer.getbuffer()).decode("ascii")
-
-
-def _pieces(line: str, url: str) -> list[NewTokens]:
-    """What one line of a stream of events says; most say nothing, or one thing."""
-    kind, _, data = line.partition(":")
-    if kind != "data" or data.strip() == "[DONE]":
-        return []
-    try:
-        event = json.loads(data)
-        if "error" in event:
-            raise _refusal(url, str(event["error"]["message"]), event["error"].get("code"))
-        return [_piece(choice) for choice in event["choices"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(
-            f"vLLM at {url} sends token ids as its documentation says, but it sent "
-            f"{data.strip()[:200]!r}; use vLLM 0.10.2 or newer."
-        ) from error
 
 
 def _piece(choice: dict[str, Any]) -> NewTokens:
@@ -201,19 +142,3 @@ def _first_model(body: bytes, url: str) -> str:
             f"vLLM at {url} lists what it serves, but it sent {body[:200]!r}; check the address, "
             "or name the model."
         ) from error
-
-
-def _refusal(url: str, message: str, code: object) -> EngineError:
-    found = (hint for words, hint in _HINTS.items() if words in message)
-    hint = next(found, "check its API key" if code == 401 else "see its log")
-    return EngineError(f"vLLM at {url} refused a request ({code}: {message.rstrip('.')}); {hint}.")
-
-
-def _message(response: httpx2.Response) -> str:
-    """Of an error: OpenAI's form, an older one of vLLM's, or whatever stands there."""
-    try:
-        body = response.json()
-        error = body.get("error", body)
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, AttributeError):
-        return response.text[:200] or response.reason_phrase
