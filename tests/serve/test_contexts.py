@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -233,3 +234,32 @@ def test_unknown_fields_are_refused(api: TestClient, engine: SimpleEngine) -> No
     answer = api.post("/v1/contexts", json={"name": "a", "text": "x", "k": 2})
     assert answer.status_code == 422
     assert error_of(answer)["param"] == "k"
+
+
+def test_progress_is_told_while_a_text_becomes_rows(
+    api: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+    real = ContextStore.add
+
+    def add(self: ContextStore, *args: object, **settings: Any) -> object:
+        report = settings["progress"]
+
+        def progress(done: int, total: int) -> None:
+            report(done, total)
+            seen.append(api.get("/v1/progress").json())
+
+        return real(self, *args, **{**settings, "progress": progress})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ContextStore, "add", add)
+    idle = {"object": "progress", "done": 0, "total": 0, "waiting": 0}
+    assert api.get("/v1/progress").json() == idle
+    made = api.post("/v1/contexts", json={"name": "a", "text": WORDS * 20}).json()
+    assert [each["total"] for each in seen] == [made["tokens"]] * len(seen)
+    assert seen[-1]["done"] == made["tokens"]
+    assert [each["done"] for each in seen] == sorted(each["done"] for each in seen)  # type: ignore[type-var]
+    assert api.get("/v1/progress").json() == idle
+
+
+def test_memory_of_the_process_is_among_the_metrics(api: TestClient) -> None:
+    assert "process_resident_memory_bytes " in api.get("/metrics").text

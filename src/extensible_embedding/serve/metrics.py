@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -56,6 +63,7 @@ class Metrics:
         for name, count in waiting.items():
             queue.labels(name).set_function(count)
         self.registry.register(_EngineNumbers(engine))
+        ProcessCollector(registry=self.registry)  # memory, time and files of the process
 
     def text(self) -> bytes:
         """All of it."""

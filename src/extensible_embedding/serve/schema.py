@@ -339,6 +339,15 @@ class UsageObject(BaseModel):
     text_bytes: int
 
 
+class ProgressObject(BaseModel):
+    """How far the text is that becomes rows now, whoever sent it."""
+
+    object: Literal["progress"] = "progress"
+    done: int = Field(description="Of its tokens.")
+    total: int = Field(description="Its tokens; 0 if there is none.")
+    waiting: int = Field(description="Texts after it.")
+
+
 class State(BaseModel):
     """Whether the server works."""
 

@@ -31,6 +31,8 @@ class Worker:
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.most, self.jobs = name, most, 0
+        self.progress = (0, 0)
+        """Of the job that runs: how much of how much is done; (0, 0) if it has not said."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, job: Callable[[], _Value]) -> _Value:
@@ -54,6 +56,7 @@ class Worker:
         def progress(done: int, total: int) -> None:
             if left.is_set():
                 raise Stopped
+            self.progress = (done, total)
 
         try:
             return await self.run(lambda: job(progress))
@@ -67,3 +70,4 @@ class Worker:
 
     def _done(self) -> None:
         self.jobs -= 1
+        self.progress = (0, 0)

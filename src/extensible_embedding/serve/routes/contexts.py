@@ -27,6 +27,7 @@ from ..schema import (
     MoreText,
     Name,
     NewContext,
+    ProgressObject,
     UsageObject,
 )
 from .common import ClientOf, ServiceOf, errors_of, note, while_there
@@ -133,6 +134,13 @@ async def delete_context(name: Name, client: ClientOf, service: ServiceOf) -> De
     """Deletes a context."""
     await service.library.delete(client, name)
     return Deleted(name=name)
+
+
+@router.get("/progress", responses=errors_of())
+async def progress(service: ServiceOf) -> ProgressObject:
+    """Says how far the text is that becomes rows now."""
+    done, total = service.embedding.progress
+    return ProgressObject(done=done, total=total, waiting=max(0, service.embedding.jobs - 1))
 
 
 @router.get("/usage", responses=errors_of())
