@@ -88,6 +88,9 @@ def test_other_machines_need_keys(run: Run, no_reader: None) -> None:
         (("--k", "auto"), "one k"),
         (("--expand", "some"), "some"),
         (("--max-body", "0"), "--max-body"),
+        (("--engine", "tgi"), "llama.cpp"),
+        (("--engine", "sglang"), "add it"),
+        (("--engine-url", "http://localhost"), "leave it out"),
     ],
 )
 def test_what_cannot_be_is_told_before_the_models_load(

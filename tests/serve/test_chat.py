@@ -80,6 +80,7 @@ def test_spans_are_those_of_the_library(
     expected = expanded_prompt(tiny_reader, [context], "A wife?", k=16, expand=64, room=room)
     assert expected.spans
     assert torch.equal(rows_of(tiny_reader, ready), expected.embeds(tiny_reader, 16))
+    assert ready.request.num_shared == 2  # head and rows: the next question has other spans
     usage = ready.usage(tiny_reader.window, 0)
     assert usage.extensible.span_tokens == sum(map(len, expected.spans))
 

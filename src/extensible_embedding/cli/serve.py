@@ -15,24 +15,17 @@ from .options import Models, at_least, with_models
 from .stores import KEPT_K, KeptKOption, RowType, RowTypeOption, parse_kept_k, store_to_fill
 
 if TYPE_CHECKING:
-    from ..reader import Reader
-    from ..serve.engines.base import Engine
     from ..serve.keys import Keys
     from ..serve.service import Service
     from ..serve.settings import ServeSettings
     from ..store.store import ContextStore
 
 KEYS = "--keys"
+TRANSFORMERS = "transformers"
 StoreToServe = Annotated[
     str,
     typer.Argument(metavar="STORE", help="Folder of the store; made if it is not there."),
 ]
-
-
-class EngineName(str, Enum):
-    """What runs the reader."""
-
-    TRANSFORMERS = "transformers"
 
 
 class LogLevel(str, Enum):
@@ -62,9 +55,18 @@ def serve(
         typer.Option(KEYS, metavar="FILE", help="YAML file with the API keys that are accepted."),
     ] = None,
     engine: Annotated[
-        EngineName,
-        typer.Option("--engine", metavar="transformers", help="What runs the reader."),
-    ] = EngineName.TRANSFORMERS,
+        str,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            help="What runs the reader: transformers; llama.cpp, for .gguf files; vllm; or, on a "
+            "server elsewhere, vllm-server or sglang.",
+        ),
+    ] = TRANSFORMERS,
+    engine_url: Annotated[
+        str | None,
+        typer.Option("--engine-url", metavar="URL", help="Of vllm-server or sglang."),
+    ] = None,
     name: Annotated[
         str,
         typer.Option("--name", metavar="NAME", help="What clients call the model."),
@@ -122,7 +124,10 @@ def serve(
     exposing it safely.
     """
     check_installed()
+    from ..serve.app import run
+    from ..serve.choice import check_choice
     from ..serve.keys import Keys, read_keys
+    from ..serve.logs import set_up
     from ..serve.settings import MIB, Limits, ServeSettings, is_loopback
 
     settings = ServeSettings(
@@ -141,25 +146,9 @@ def serve(
             f"{KEYS}; give a file of keys, or leave --host out."
         )
     known = Keys(limits=settings.limits) if keys is None else read_keys(keys, settings.limits)
+    check_choice(engine, engine_url)
     opened = store_to_fill("STORE", store)
-    _serve(opened, host, port, known, engine, settings, models, log_level)
-
-
-@quiet_libraries()
-def _serve(
-    store: ContextStore,
-    host: str,
-    port: int,
-    keys: Keys,
-    engine: EngineName,
-    settings: ServeSettings,
-    models: Models,
-    log_level: LogLevel,
-) -> None:
-    from ..serve.app import run
-    from ..serve.logs import set_up
-
-    service = _service(store, keys, engine, settings, models)
+    service = _service(opened, known, (engine, engine_url), settings, models)
     set_up(log_level.value)
     run(service, host, port, lambda url: note(f"Serving {service.reader.name} at {url}/v1"))
 
@@ -175,7 +164,6 @@ def mcp(store: StoreToServe, *, models: Models) -> None:
     _mcp(store_to_fill("STORE", store), models)
 
 
-@quiet_libraries()
 def _mcp(store: ContextStore, models: Models) -> None:
     import asyncio
 
@@ -185,7 +173,7 @@ def _mcp(store: ContextStore, models: Models) -> None:
     from ..serve.settings import ServeSettings
 
     settings = ServeSettings(k=int(KEPT_K), expand="auto")
-    service = _service(store, Keys(), EngineName.TRANSFORMERS, settings, models)
+    service = _service(store, Keys(), (TRANSFORMERS, None), settings, models)
     set_up("warning")
 
     async def run() -> None:
@@ -195,25 +183,21 @@ def _mcp(store: ContextStore, models: Models) -> None:
     asyncio.run(run())
 
 
+@quiet_libraries()
 def _service(
     store: ContextStore,
     keys: Keys,
-    engine: EngineName,
+    engine: tuple[str, str | None],
     settings: ServeSettings,
     models: Models,
 ) -> Service:
+    from ..serve.choice import choose_engine
     from ..serve.service import Service
 
     reader = load_reader(models.reader, models)
     embedder = load_embedder(models, reader)
-    return Service(reader, embedder, _engine(engine, reader), store, settings, keys)
-
-
-def _engine(name: EngineName, reader: Reader) -> Engine:
-    from ..serve.engines.transformers import TransformersEngine
-
-    assert name is EngineName.TRANSFORMERS
-    return TransformersEngine(reader)
+    chosen = choose_engine(engine[0], reader, models.reader, engine[1])
+    return Service(reader, embedder, chosen, store, settings, keys)
 
 
 def check_installed() -> None:

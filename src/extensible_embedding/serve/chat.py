@@ -144,11 +144,10 @@ class Planner:
         whole = {id(old): new for old, new in zip(draft.missing, made, strict=True)}
         prompt = Prompt(parts=tuple(_replaced(part, whole) for part in draft.plan.prompt.parts))
         plan = dataclasses.replace(draft.plan, prompt=prompt)
-        *shared, tail = prompt.tensors(self.reader, plan.ks)
-        shared = [part for part in shared if len(part)]
+        tensors = prompt.tensors(self.reader, plan.ks)
         request = Request(
-            parts=(*shared, *([tail] if len(tail) else [])),
-            num_shared=len(shared),
+            parts=tuple(part for part in tensors if len(part)),
+            num_shared=sum(1 for part in tensors[: _num_shared(prompt)] if len(part)),
             sampling=draft.sampling,
         )
         return Ready(plan=plan, request=request, compressed=draft.compressed)
@@ -356,6 +355,12 @@ def _missing(plan: Plan, longest: Sequence[LongText]) -> tuple[Context, ...]:
         for context, k in zip(plan.prompt.contexts, plan.ks, strict=True)
         if id(context) in long and k != 1 and not len(context.rows)
     )
+
+
+def _num_shared(prompt: Prompt) -> int:
+    """Parts that the next question on the same contexts begins with: spans are of this one."""
+    first = next((n for n, part in enumerate(prompt.parts) if isinstance(part, RawSpan)), None)
+    return len(prompt.parts) - 1 if first is None else first - 1  # what goes before a span is its
 
 
 def _replaced(part: Part, whole: Mapping[int, Context]) -> Part:

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ExtensibleError
 
 LOGGER = logging.getLogger("extensible_embedding.serve")
-_LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "mcp")
+_SERVERS = ("uvicorn", "uvicorn.error")
 
 
 class JsonLines(logging.Formatter):
@@ -49,9 +49,16 @@ def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
 
 
 def set_up(level: str = "info") -> None:
-    """Sends the server's log, and that of its libraries, to stderr as JSON."""
+    """Sends all logs to stderr as JSON: the server's, and what libraries warn of."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for logger in (LOGGER, *map(logging.getLogger, _LIBRARIES)):
-        logger.handlers, logger.propagate = [handler], False
+    handler.addFilter(_is_wanted)
+    root = logging.getLogger()
+    root.handlers, root.level = [handler], logging.WARNING
+    for logger in (LOGGER, *map(logging.getLogger, _SERVERS)):
         logger.setLevel(level.upper())
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Some libraries log what they work on."""
+    return record.levelno >= logging.WARNING or record.name in (LOGGER.name, *_SERVERS)
