@@ -13,30 +13,13 @@ from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError
 from extensible_embedding.train import attention, two_stream
 from extensible_embedding.train.attention import Layout, dense_masks, two_stream_attention
+from extensible_embedding.train.reference import dense_loss, per_chunk_loss
 from extensible_embedding.train.two_stream import TwoStreamModel, chunk_loss
 
 
 def instances(num_batch: int, num_chunks: int, chunk_tokens: int) -> Tensor:
     generator = torch.Generator().manual_seed(num_batch)
     return torch.randint(0, 256, (num_batch, num_chunks, chunk_tokens), generator=generator)
-
-
-def reference_loss(
-    embedder: ExtensibleEmbedder, token_ids: Tensor, k: int, first: int = 1
-) -> Tensor:
-    """Slow: for chunk i >= first a plain pass over [head][rows of chunks < i][chunk i]."""
-    reader, losses = embedder.reader, []
-    head = reader.embed_tokens(torch.tensor([reader.tokenizer.bos_token_id]))
-    for instance in token_ids:
-        rows = embedder.rows(instance[:-1], k)
-        for number in range(len(instance))[first:]:
-            before = torch.cat([head, rows[:number].flatten(0, 1)])
-            embeds = torch.cat([before, reader.embed_tokens(instance[number])])
-            logits = reader.model(inputs_embeds=embeds[None], use_cache=False).logits[0]
-            losses.append(
-                nn.functional.cross_entropy(logits[len(before) - 1 : -1], instance[number])
-            )
-    return torch.stack(losses).mean()
 
 
 def gradients(embedder: ExtensibleEmbedder, loss: Tensor) -> dict[str, Tensor]:
@@ -62,10 +45,18 @@ def test_loss_and_gradients_equal_the_reference(
     model = TwoStreamModel(tiny_embedder)
     assert model.split
     model.split = split
-    expected = reference_loss(tiny_embedder, token_ids, k)
+    expected = per_chunk_loss(tiny_embedder, token_ids, k)
     loss = model(token_ids, k)["loss"]
     torch.testing.assert_close(loss, expected)
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_both_references_agree(tiny_embedder: ExtensibleEmbedder, k: int) -> None:
+    token_ids = instances(2, 4, 7)
+    expected, found = (each(tiny_embedder, token_ids, k) for each in (per_chunk_loss, dense_loss))
+    torch.testing.assert_close(found, expected)
+    assert_same(gradients(tiny_embedder, found), gradients(tiny_embedder, expected))
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -76,7 +67,7 @@ def test_one_stream_is_the_loss_of_the_last_chunk_after_all_rows(
     token_ids = instances(*shape)
     model = TwoStreamModel(tiny_embedder, one_stream=True)
     model.split = split
-    expected = reference_loss(tiny_embedder, token_ids, 4, first=-1)
+    expected = per_chunk_loss(tiny_embedder, token_ids, 4, first=-1)
     loss = model(token_ids, 4)["loss"]
     torch.testing.assert_close(loss, expected)
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
@@ -86,7 +77,7 @@ def test_one_stream_is_the_loss_of_the_last_chunk_after_all_rows(
 def test_other_down_samplings(tiny_reader: Reader, down_sampling: str) -> None:
     embedder = make_embedder(tiny_reader, down_sampling=down_sampling)
     token_ids = instances(2, 3, 16)
-    expected = reference_loss(embedder, token_ids, 4)
+    expected = per_chunk_loss(embedder, token_ids, 4)
     torch.testing.assert_close(TwoStreamModel(embedder)(token_ids, 4)["loss"], expected)
 
 

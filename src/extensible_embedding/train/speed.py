@@ -10,8 +10,9 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,8 +40,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 @contextmanager
-def compiled(model: TwoStreamModel) -> Iterator[None]:
+def compiled(model: TwoStreamModel) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Compiles norms and MLPs of embedder and reader, block by block; undone on leaving.
+
+    Yields a context manager, within which they run as they were.
 
     Blocks of one kind share their code, so that a deep model compiles as fast as a shallow one.
     Attention stays as it is: its shapes change with every instance.
@@ -50,11 +53,26 @@ def compiled(model: TwoStreamModel) -> Iterator[None]:
     parts = [part for decoder in decoders for part in _elementwise_parts(decoder)]
     for part in parts:
         part.compile(dynamic=True)
+
+    @contextmanager
+    def eager() -> Iterator[None]:
+        """Puts the compiled parts aside."""
+        kept = [part._compiled_call_impl for part in parts]
+        _set_calls(parts, [None] * len(parts))
+        try:
+            yield
+        finally:
+            _set_calls(parts, kept)
+
     try:
-        yield
+        yield eager
     finally:
-        for part in parts:
-            part._compiled_call_impl = None
+        _set_calls(parts, [None] * len(parts))
+
+
+def _set_calls(parts: Sequence[nn.Module], calls: Sequence[Any]) -> None:
+    for part, call in zip(parts, calls, strict=True):
+        part._compiled_call_impl = call
 
 
 def _elementwise_parts(decoder: nn.Module) -> list[nn.Module]:
