@@ -1,4 +1,4 @@
-"""Two processes make the steps that one makes over the same instances."""
+"""Two processes make the steps that one makes, and one goes on where two were."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def test_two_processes_follow_one(
     config = dataclasses.replace(config, reader=str(tiny_reader_folder), max_steps=6, decay_steps=0)
     one = train(dataclasses.replace(config, gradient_accumulation_steps=4), reader=reader)
     two = dataclasses.replace(config, output_dir=str(tmp_path / "two"))
-    launch(dataclasses.replace(two, max_steps=4), 2)
-    launch(two, 2)  # goes on from step 4
+    launch(dataclasses.replace(two, max_steps=2), 2)
+    launch(dataclasses.replace(two, max_steps=4), 2)  # goes on from step 2
+    train(dataclasses.replace(two, gradient_accumulation_steps=4), reader=reader)  # one is lost
     found, expected = weights(tmp_path / "two" / "embedder"), weights(one)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=2e-5)

@@ -39,14 +39,18 @@ _SHAPING = (
     "chunk_tokens",
     "one_stream",
     "batch_size",
-    "gradient_accumulation_steps",
 )
-_NUM_PROCESSES = "number of processes"
+_ACCUMULATION, _NUM_PROCESSES = "gradient_accumulation_steps", "number of processes"
+_STEP_BATCHES = f"{_ACCUMULATION} x {_NUM_PROCESSES}"
 
 
 def shaping_settings(config: TrainConfig, num_processes: int) -> dict[str, Any]:
-    """The settings that decide which tokens a step predicts, and what the record begins with."""
-    return {name: getattr(config, name) for name in _SHAPING} | {_NUM_PROCESSES: num_processes}
+    """The settings that decide which tokens a step predicts, and what the record begins with.
+
+    Processes are among them by the batches that they make together: a run may go on with fewer.
+    """
+    batches = config.gradient_accumulation_steps * num_processes
+    return {name: getattr(config, name) for name in _SHAPING} | {_STEP_BATCHES: batches}
 
 
 def last_checkpoint(output_dir: str) -> str | None:
@@ -77,10 +81,17 @@ def check_goes_on(
         made_for, architecture = dict(saved["reader"]), dict(saved["embedder"])
         before = {}
         if (checkpoint / SETTINGS).is_file():  # older checkpoints have none
-            before = read_json(checkpoint / SETTINGS, "the settings of a run")
+            before = _as_now(read_json(checkpoint / SETTINGS, "the settings of a run"))
     check_reader(made_for, embedder.reader, derivative=False, name=str(checkpoint))
     _check_same(_as_settings(architecture), _as_settings(asdict(embedder.config)), checkpoint)
     _check_same(before, settings, checkpoint)
+
+
+def _as_now(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings as this version names them; earlier ones kept both factors of a step's batches."""
+    if _NUM_PROCESSES in saved:
+        saved[_STEP_BATCHES] = saved.pop(_NUM_PROCESSES) * saved.pop(_ACCUMULATION)
+    return saved
 
 
 def _as_settings(architecture: dict[str, Any]) -> dict[str, Any]:
