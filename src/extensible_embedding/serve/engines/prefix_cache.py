@@ -17,10 +17,12 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from .base import Request
 
@@ -39,7 +41,7 @@ def shared_prefixes(request: Request) -> list[Shared]:
     found, digest, num_rows = [], hashlib.blake2b(digest_size=16), 0
     for part in request.parts[: request.num_shared]:
         digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         num_rows += len(part)
         found.append(Shared(digest.digest(), num_rows))
     return found
@@ -87,7 +89,7 @@ class PrefixCache:
         start = 0
         for prefix in prefixes[:num_known]:
             count = min(prefix.num_rows, most) - start
-            for layer, pair in zip(cache.layers, self._segments[prefix.key].layers, strict=True):
+            for layer, pair in zip(_layers(cache), self._segments[prefix.key].layers, strict=True):
                 layer.update(*(tensor[:, :, :count] for tensor in pair))
             start += count
         self.num_hits += start > 0
@@ -128,10 +130,15 @@ class PrefixCache:
 
 
 def _segment(cache: Cache, start: int, end: int) -> Segment:
-    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    pairs = [(layer.keys, layer.values) for layer in _layers(cache)]
     return Segment(
         tuple(
             (keys[:, :, start:end].clone(), values[:, :, start:end].clone())
-            for keys, values in layers
+            for keys, values in pairs
+            if keys is not None and values is not None  # as they are in a cache that was read into
         )
     )
+
+
+def _layers(cache: Cache) -> list[DynamicLayer]:
+    return cast("list[DynamicLayer]", cache.layers)

@@ -85,8 +85,8 @@ class Passes:
 
 def _twin(model: PreTrainedModel, attention: str | None = None) -> PreTrainedModel:
     """A model that shares the weights of another, and nothing else."""
-    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, weights)  # type: ignore[arg-type]
+    shared: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
     if attention is not None:
         twin.set_attn_implementation(attention)
     return twin

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from ...errors import EngineError, InputError
+from ...generation import FinishReason
 from ...reader import Reader
 from .base import NewTokens, Request, Sampling
 from .prefix_cache import PrefixCache, Shared, shared_prefixes
@@ -83,7 +85,7 @@ class Choice:
 
     def next_token(self, logits: Tensor, token_ids: Sequence[int]) -> int:
         """Of logits (V,) after the tokens that were chosen before."""
-        before = torch.tensor([token_ids], dtype=torch.long, device=logits.device)
+        before: Any = torch.tensor([token_ids], dtype=torch.long, device=logits.device)
         scores = self._processors(before, logits[None])[0]
         if self._greedy:
             return int(scores.argmax())
@@ -265,7 +267,8 @@ class TransformersSchedule:
         each.token_ids.append(token)
         self._num_new_tokens += 1
         at_limit = len(each.token_ids) == each.job.request.sampling.max_new_tokens
-        reason = "stop" if token in self._ends else "length" if at_limit else None
+        reason: FinishReason | None = "length" if at_limit else None
+        reason = "stop" if token in self._ends else reason
         if reason:  # before anybody hears of it, so that its place is seen to be free
             self._end(each)
         each.job.deliver(NewTokens(token_ids=(token,), finish_reason=reason))
