@@ -119,6 +119,7 @@ check: $(STAMP) docs-check ## Check format, lint, types and generated files; cha
 
 docs-check: $(STAMP) ## Check that the configuration's reference is current
 	@$(BIN)/python scripts/make_config_reference.py --check
+	@$(BIN)/python scripts/scale.py --check
 
 docs: $(STAMP) ## Generate docs/cli.md from the command line's own help
 	@mkdir -p docs

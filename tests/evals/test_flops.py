@@ -20,7 +20,9 @@ from extensible_embedding.evals.flops import (
     layers_flops,
     read_flops,
     shape_of,
+    train_flops,
 )
+from extensible_embedding.train.two_stream import TwoStreamModel
 
 LLAMA = LlamaConfig(
     vocab_size=VOCAB_SIZE,
@@ -105,3 +107,18 @@ def test_the_bound_of_layers() -> None:
     assert layer_bound(8, 30, 8, online=True) == pytest.approx(1 / (8 / 30 + 1 / 8))
     assert layer_bound(8, 30, 8, online=False) == 8
     assert layer_bound(8, 30, 1, online=True) == 1
+
+
+@pytest.mark.parametrize(("num_chunks", "chunk_tokens", "k"), [(4, 16, 4), (3, 8, 2), (2, 16, 16)])
+def test_a_training_step_takes_what_torch_counts(
+    num_chunks: int, chunk_tokens: int, k: int
+) -> None:
+    embedder = make_embedder(eager(LLAMA))
+    model, ids = TwoStreamModel(embedder), torch.randint(0, 256, (1, num_chunks, chunk_tokens))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, k)["loss"].backward()
+    expected = train_flops(
+        shape_of(LLAMA), embedder.config, num_chunks=num_chunks, chunk_tokens=chunk_tokens, k=k
+    )
+    # Torch spares what nothing is learnt from: the gradient of the embedder's own input.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)

@@ -116,3 +116,23 @@ def layer_bound(num_embedder_layers: int, num_reader_layers: int, k: int, online
     """
     share = num_embedder_layers / num_reader_layers if online and k > 1 else 0.0
     return 1 / (share + 1 / k)
+
+
+def train_flops(
+    shape: Shape, config: EmbedderConfig, *, num_chunks: int, chunk_tokens: int, k: int
+) -> int:
+    """Of one two-stream step on an instance, forward and backward, as training computes it.
+
+    The embedder's matrices count three times (values, gradients of inputs and of weights), the
+    frozen reader's twice, attention three times. Pairs that a mask hides inside of a computed block
+    count: the prefix on itself, each chunk on the whole prefix and on itself.
+    """
+    num_read = (num_chunks - 1) * chunk_tokens
+    prefix = 1 + (num_chunks - 1) * num_rows(chunk_tokens, k)
+    own = config.num_layers * 2 * shape.layer_weights * num_read
+    own += config.num_layers * 4 * shape.attention_width * num_read * chunk_tokens
+    own += 2 * shape.hidden_size**2 * num_read if config.residual else 0
+    matrices = shape.num_layers * 2 * shape.layer_weights * (prefix + num_read)
+    pairs = prefix**2 + num_read * (prefix + chunk_tokens)
+    attention = shape.num_layers * 4 * shape.attention_width * pairs
+    return 3 * own + 2 * (matrices + head_flops(shape, num_read)) + 3 * attention
