@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from openai import OpenAI
+from serve.processes import PROGRAM, served
 
 from extensible_embedding import ContextStore
 from extensible_embedding.cli.serve import check_installed
 
 from .conftest import Run, refused
-
-PROGRAM = [sys.executable, "-m", "extensible_embedding"]
-
-
-@contextmanager
-def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server, and its URL."""
-    command = [*PROGRAM, "serve", *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            told = next(line for line in process.stderr if "Serving" in line)
-            yield process, re.findall(r"http://\S+/v1", told)[0]
-        finally:
-            process.kill()
 
 
 @pytest.mark.slow
@@ -44,7 +26,7 @@ def test_a_server_answers_and_stops_when_told(
     models = ("--reader", tiny_reader_folder, "--embedder", embedder_folder)
     with (
         served(library, *models, "--name", "tiny") as (process, url),
-        OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client,
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client,
     ):
         answer = client.chat.completions.create(
             model="tiny",
