@@ -105,7 +105,7 @@ class _RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, num_rows: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._num_rows = num_rows
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
