@@ -70,6 +70,12 @@ class Tally:
     tokens: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     first_s: list[float] = field(default_factory=list)
+    took_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """From the first request to the last answer."""
+        return self.tokens / self.took_s
 
     def failed(self, what: str) -> None:
         """Counts an error."""
@@ -150,7 +156,9 @@ async def through_server(url: str, options: argparse.Namespace, seconds: float) 
                 except httpx2.HTTPError as error:
                     tally.failed(type(error).__name__)
 
+        start = time.monotonic()
         await asyncio.gather(*(one() for _ in range(options.clients)))
+        tally.took_s = time.monotonic() - start
     return tally
 
 
@@ -166,7 +174,7 @@ async def engine_alone(options: argparse.Namespace, seconds: float, store: str) 
     parts = tuple(part for part in plan.prompt.tensors(reader, plan.ks) if len(part))
     sampling = Sampling(max_new_tokens=options.new_tokens)
     request = Request(parts=parts, num_shared=len(parts) - 1, sampling=sampling)
-    tally, end = Tally(), time.monotonic() + seconds
+    tally = Tally()
 
     async def one() -> None:
         while time.monotonic() < end:
@@ -175,7 +183,10 @@ async def engine_alone(options: argparse.Namespace, seconds: float, store: str) 
             tally.answers += 1
 
     async with engine:
+        start = time.monotonic()
+        end = start + seconds
         await asyncio.gather(*(one() for _ in range(options.clients)))
+        tally.took_s = time.monotonic() - start
     return tally
 
 
@@ -236,26 +247,22 @@ def measure(options: argparse.Namespace, store: str) -> dict[str, Any]:
             target=watch, args=(process.pid, max(1.0, seconds / 60), readings, stop)
         )
         watched.start()
-        start = time.monotonic()
         tally = asyncio.run(through_server(url, options, seconds))
-        took = time.monotonic() - start
         stop.set()
         watched.join()
     finally:
         process.terminate()
         process.join(60)
-    start = time.monotonic()
     alone = asyncio.run(engine_alone(options, 60 * options.alone_minutes, store))
-    rates = tally.tokens / took, alone.tokens / (time.monotonic() - start)
     return {
         "clients": options.clients,
-        "minutes": round(took / 60, 2),
+        "minutes": round(tally.took_s / 60, 2),
         "engine": options.engine,
         "answers": tally.answers,
         "errors": tally.errors,
-        "tokens_per_s": round(rates[0], 1),
-        "engine_alone_tokens_per_s": round(rates[1], 1),
-        "overhead": round(1 - rates[0] / rates[1], 4),
+        "tokens_per_s": round(tally.tokens_per_s, 1),
+        "engine_alone_tokens_per_s": round(alone.tokens_per_s, 1),
+        "overhead": round(1 - tally.tokens_per_s / alone.tokens_per_s, 4),
         "median_first_token_s": round(statistics.median(tally.first_s or [0.0]), 3),
         "memory_mib": readings,
         "cores": os.cpu_count(),

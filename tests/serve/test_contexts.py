@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from extensible_embedding import ContextStore, ExtensibleEmbedder
+from extensible_embedding.archive import RATIO_FREE_BYTES
 from extensible_embedding.serve.app import create_app
 from extensible_embedding.serve.keys import Client, Key, Keys
 from extensible_embedding.serve.service import Service
@@ -224,7 +225,7 @@ def test_what_was_acknowledged_is_in_the_store_at_once(
 def test_an_archive_bomb_is_refused(api: TestClient) -> None:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("word/document.xml", bytes(600 << 20))
+        archive.writestr("word/document.xml", bytes(RATIO_FREE_BYTES + 1))
     answer = api.post("/v1/contexts/files", files={"file": ("bomb.docx", data.getvalue())})
     assert answer.status_code == 400
     assert "200 times" in error_of(answer)["message"]

@@ -168,21 +168,25 @@ class Planner:
         except WindowError:
             longest = self._longest(texts, room, self._made_k(k))
             prompt, longest = self._shortened(make, longest, k, new_tokens)
-        spans: Spans = ()
-        expand = request.extensible.expand
-        expand = self.settings.expand if expand is None else expand
-        if expand and prompt.contexts:
-            ends = {each.message: each.after for each in longest}
-            question = ends.get(asked, texts[asked])
-            spans = best_spans(
-                self.reader, prompt.contexts, question, prompt, k=k, expand=expand, room=room
-            )
+        ends = {each.message: each.after for each in longest}
+        spans = self._spans(request, prompt, ends.get(asked, texts[asked]), room)
         plan = self.reader.plan(make(longest, spans), k, new_tokens)
         return Draft(
             plan=plan,
             sampling=_sampling(request, new_tokens),
             missing=_missing(plan, longest),
             compressed=len({each.message for each in longest}),
+        )
+
+    def _spans(self, request: Generation, prompt: Prompt, question: str, room: int) -> Spans:
+        """What is read raw beside rows, if the request or the server wants it."""
+        asked = request.extensible.expand
+        expand: int | str = self.settings.expand if asked is None else asked
+        if not expand or not prompt.contexts:
+            return ()
+        k = request.extensible.k
+        return best_spans(
+            self.reader, prompt.contexts, question, prompt, k=k, expand=expand, room=room
         )
 
     def _planned(

@@ -137,7 +137,7 @@ class Library:
 
         await self._embedding.run(job)
 
-    async def list(self, client: Client) -> list[Kept]:
+    async def all(self, client: Client) -> list[Kept]:
         """All that a client may read, by name."""
         return await self._reading.run(lambda: sorted(self._all(client), key=lambda k: k.name))
 

@@ -70,7 +70,7 @@ def mcp_server(service: Service, *, files: bool = False) -> MCPServer[Any]:
     async def list_documents(ctx: Context[Any, Any]) -> DocumentList:
         """Lists the documents that can be asked about."""
         with _told():
-            kept = await service.library.list(_client_of(ctx))
+            kept = await service.library.all(_client_of(ctx))
         return DocumentList(
             documents=[
                 Document(name=each.name, title=each.manifest.title, tokens=each.manifest.num_tokens)

@@ -46,7 +46,7 @@ async def list_contexts(
     after: Annotated[str, Query(max_length=200, description="A name; those after it.")] = "",
 ) -> ContextList:
     """Lists contexts by name."""
-    rest = [each for each in await service.library.list(client) if each.name > after]
+    rest = [each for each in await service.library.all(client) if each.name > after]
     return ContextList(data=[_object(each) for each in rest[:limit]], has_more=len(rest) > limit)
 
 
