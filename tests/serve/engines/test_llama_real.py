@@ -22,9 +22,11 @@ pytestmark = pytest.mark.e2e
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make test-llama")
 
 LOGIT_TOLERANCE = 1.0
-"""llama.cpp multiplies 4-bit weights with inputs rounded to 8 bits, and keeps keys and values in
-16: its logits are not those of the de-quantised weights in float32."""
-BATCH_TOLERANCE = 0.5
+"""Of any word's logit: llama.cpp multiplies 4-bit weights with inputs rounded to 8 bits, and keeps
+keys and values in 16, so that its logits are not those of the de-quantised weights in float32."""
+ANSWER_TOLERANCE = 0.3
+"""Of a greedy token's logit below the reader's best."""
+BATCH_TOLERANCE = 0.1
 """Between two ways of cutting the same prompt into batches."""
 
 
@@ -52,7 +54,7 @@ def context(path: Path) -> Iterator[LlamaContext]:
 
 def logits_of(context: LlamaContext, parts: list[torch.Tensor], sequence: int) -> torch.Tensor:
     position = 0
-    for part in parts:
+    for part in (part for part in parts if len(part)):
         for chunk in part.split(context.batch_rows):
             context.read(sequence, chunk, position)
             position += len(chunk)
@@ -111,7 +113,7 @@ def test_answers_side_by_side_are_the_readers(
 
     for request, answer in zip(requests, asyncio.run(run()), strict=True):
         assert 1 <= len(answer) <= request.sampling.max_new_tokens
-        assert worst_loss(reader, request, answer) < LOGIT_TOLERANCE
+        assert worst_loss(reader, request, answer) < ANSWER_TOLERANCE
 
 
 def test_a_seed_repeats_and_another_does_not(path: Path, requests: list[Request]) -> None:

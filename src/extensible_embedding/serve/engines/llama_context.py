@@ -70,6 +70,7 @@ class LlamaContext:
         settings = library.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = num_cells, num_sequences
         settings.n_batch = settings.n_ubatch = batch_rows
+        settings.n_outputs_max = num_sequences  # logits of each, not of every row of a batch
         settings.n_threads = settings.n_threads_batch = num_threads
         settings.kv_unified = True  # sequences can share cells; else each would have its own
         self._context = library.llama_init_from_model(self._model, settings)

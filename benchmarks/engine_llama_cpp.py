@@ -5,7 +5,7 @@ de-quantised weights. Each length is measured in turn on both engines, through t
 servers use: rows of the tokens of a novel go in, the time to the first token is prefill, and the
 tokens after it are decoding. Nothing is shared, so that no prefix is kept.
 
-    python benchmarks/llama_cpp.py --num-rows 512 2048 --repeats 3 --json out.json
+    python benchmarks/engine_llama_cpp.py --num-rows 512 2048 --repeats 3 --json out.json
 """
 
 from __future__ import annotations
