@@ -33,7 +33,7 @@ DERIVE := $(BIN)/python scripts/make_derivatives.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-page test-crash test-llama test-vllm check docs-check docs \
+.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-page test-crash serve-load test-llama test-vllm check docs-check docs \
 	derivatives check-derivatives clean
 
 help: ## List the targets
@@ -87,6 +87,9 @@ test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they a
 
 test-page: $(STAMP) ## Run the tests of the server's page in Chromium, which must be installed
 	@$(BIN)/python -m pytest -m browser $(ARGS)
+
+serve-load: $(STAMP) ## Ask a server from 64 clients for 10 minutes (ARGS=...)
+	@$(BIN)/python benchmarks/serve_load.py $(ARGS)
 
 test-crash: $(STAMP) ## Kill processes that change a store, again and again (RUNS=...)
 	@PYTHONPATH=tests $(BIN)/python -m store.crash --steps 1 --runs $(RUNS) $(ARGS)
