@@ -217,3 +217,41 @@ def test_questions_stay_raw() -> None:
     before, _, after = split_long(f"{LONG}Who?", 100)
     assert before == ""
     assert after.endswith(" Who?")
+
+
+def turns(count: int, text: str) -> list[tuple[str, str]]:
+    return [("user" if n % 2 == 0 else "assistant", f"{n}. {text}") for n in range(count)]
+
+
+@pytest.mark.parametrize(("count", "length"), [(3, 400), (5, 200), (5, 120)])
+def test_a_chat_that_outgrew_the_window_goes_on(
+    planner: Planner, embedder: ExtensibleEmbedder, count: int, length: int
+) -> None:
+    """Though no message is long, and all of them are more than the window."""
+    ready = planned(planner, embedder, chat(*turns(count, LONG[:length]), max_tokens=8))
+    assert ready.compressed >= 1
+    assert ready.request.num_rows + 8 <= planner.reader.window
+
+
+def test_a_chat_of_many_messages_is_planned_in_few_tries(
+    planner: Planner, tiny_reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try encodes all of it: with as many tries as messages it would take hours."""
+    tries: list[int] = []
+    plan = tiny_reader.plan
+    monkeypatch.setattr(tiny_reader, "plan", lambda *args: tries.append(1) or plan(*args))
+    with pytest.raises(WindowError):
+        planner.chat(chat(*turns(41, LONG[:200])), [])
+    assert len(tries) < 10
+
+
+def test_one_message_less_as_rows_would_not_fit(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = chat(*turns(3, LONG[:400]), extensible={"k": 4})
+    count = planner.chat(request, []).compressed
+    assert count > 1
+    longest = planner._longest
+    monkeypatch.setattr(planner, "_longest", lambda *args: longest(*args)[: count - 1])
+    with pytest.raises(WindowError):
+        planner.chat(request, [])

@@ -41,6 +41,8 @@ MIN_TOKENS = 32
 """Of a text that is worth to be read as rows."""
 _RAW_SHARE = 4
 """The raw beginning and end of a text have at most so many characters: the room, by this."""
+_LESS_RAW = (1, 4, 16)
+"""Of messages other than the question so many times less, until all of them fit."""
 Spans = Sequence[RawSpan]
 
 
@@ -166,8 +168,7 @@ class Planner:
         try:
             prompt = self._planned(make, longest, k, new_tokens).prompt
         except WindowError:
-            longest = self._longest(texts, room, self._made_k(k))
-            prompt, longest = self._shortened(make, longest, k, new_tokens)
+            prompt, longest = self._shortened(make, texts, asked, k, new_tokens)
         ends = {each.message: each.after for each in longest}
         spans = self._spans(request, prompt, ends.get(asked, texts[asked]), room)
         plan = self.reader.plan(make(longest, spans), k, new_tokens)
@@ -201,23 +202,46 @@ class Planner:
     def _shortened(
         self,
         make: Callable[[Sequence[LongText], Spans], Prompt],
-        longest: Sequence[LongText],
+        texts: Sequence[str],
+        asked: int,
         k: int | str,
         new_tokens: int,
     ) -> tuple[Prompt, Sequence[LongText]]:
         """A prompt that fits, with the longest texts as rows, and which these are."""
-        for count in range(1, len(longest)):
+        raw_chars = max(1, (self.reader.window - new_tokens) // _RAW_SHARE)
+        for less in _LESS_RAW if len(texts) > 1 else _LESS_RAW[:1]:
+            most_chars = [raw_chars if n == asked else raw_chars // less for n in range(len(texts))]
+            longest = self._longest(texts, most_chars, self._made_k(k))
             try:
-                return self._planned(make, longest[:count], k, new_tokens).prompt, longest[:count]
-            except WindowError:
-                continue
-        return self._planned(make, longest, k, new_tokens).prompt, longest
+                return self._fewest(make, longest, k, new_tokens)
+            except WindowError as error:
+                too_long = error
+        raise too_long
 
-    def _longest(self, texts: Sequence[str], room: int, k: int) -> list[LongText]:
-        """What can be read as rows, the longest first."""
+    def _fewest(
+        self,
+        make: Callable[[Sequence[LongText], Spans], Prompt],
+        longest: Sequence[LongText],
+        k: int | str,
+        new_tokens: int,
+    ) -> tuple[Prompt, Sequence[LongText]]:
+        """As `_shortened`, with as few of these as rows as fit; by halves, for chats are long."""
+        found = self._planned(make, longest, k, new_tokens).prompt
+        least, most = 1, len(longest)
+        while least < most:
+            count = (least + most) // 2
+            try:
+                found = self._planned(make, longest[:count], k, new_tokens).prompt
+                most = count
+            except WindowError:
+                least = count + 1
+        return found, longest[:most]
+
+    def _longest(self, texts: Sequence[str], most_chars: Sequence[int], k: int) -> list[LongText]:
+        """What can be read as rows, the longest first; of each, how much may stay raw."""
         found = []
-        for number, text in enumerate(texts):
-            before, middle, after = split_long(text, max(1, room // _RAW_SHARE))
+        for number, (text, most) in enumerate(zip(texts, most_chars, strict=True)):
+            before, middle, after = split_long(text, most)
             ids = self.reader.encode(middle) if len(middle) >= MIN_TOKENS else torch.zeros(0)
             if len(ids) >= MIN_TOKENS:
                 context = self._made.get(ids, k) or self._without_rows(ids, k)
