@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -25,7 +26,9 @@ from extensible_embedding.serve.engines.vllm_server import VllmServerEngine
 
 # vLLM, its dependencies and its processes warn and leave files open as they like.
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("default")]
-pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm")
 
 ROOT = Path(__file__).parents[3]
 LOGIT_TOLERANCE = 0.01
