@@ -70,6 +70,16 @@ def test_errors_have_one_form(service: Service) -> None:
         assert "GET" in api.put("/v1/models").headers["allow"]
 
 
+def test_values_may_nest_as_deep_as_they_like(service: Service) -> None:
+    """JSON of Python reads deeper than what checks it, by how much depends on all that calls it."""
+    with api_of(service) as api:
+        for depth in range(840, 1000):
+            inner = "[" * depth + "]" * depth
+            body = f'{{"name": "a", "text": "b", "metadata": {{"a": {inner}}}}}'
+            answer = api.post("/v1/contexts", content=body.encode(), headers=JSON)
+            assert answer.status_code in (400, 422), (depth, answer.text)
+
+
 def test_a_key_is_needed_but_for_health(make: Make) -> None:
     with api_of(make(Keys([key("alice")])), "example.org") as api:
         for path in ("/v1/models", "/v1/contexts", "/metrics", "/openapi.json", "/none", "/mcp"):

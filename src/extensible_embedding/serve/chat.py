@@ -130,9 +130,9 @@ class Planner:
 
     def completion(self, request: CompletionRequest, contexts: Sequence[Context]) -> Draft:
         """Plans a text that goes on; raises as `chat`."""
-        make = partial(self._text_prompt, request.prompt, contexts)
+        make = partial(self._text_prompt, request.text, contexts)
         new_tokens = self._new_tokens(request, None)
-        return self._draft(request, make, [request.prompt], 0, new_tokens)
+        return self._draft(request, make, [request.text], 0, new_tokens)
 
     def finish(self, draft: Draft, made: Sequence[Context]) -> Ready:
         """The parts of a prompt, with the rows of its missing contexts.

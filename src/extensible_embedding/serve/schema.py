@@ -1,50 +1,29 @@
 """What goes over the wire: requests and answers, as pydantic models.
 
-In: JSON. Out: checked values, and JSON again; the OpenAPI schema is made of this. Fields that are
-not listed are refused: a misspelt setting is not ignored. Knows nothing of how they are answered.
+In: JSON. Out: checked values, and JSON again; the OpenAPI schema is made of this. Knows nothing of
+how they are answered.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue
+
+from .given import ChatFields, Given, MessageFields, One, ProtocolFields, Unused
 
 Name = Annotated[str, Field(min_length=1, max_length=200, description="Of a context.")]
 ScaleFactor = Annotated[int, Field(ge=1, le=4096)]
-
-
-def _check_characters(data: Any) -> None:
-    if isinstance(data, str):
-        try:
-            data.encode()
-        except UnicodeEncodeError:
-            raise ValueError("text holds whole characters, but there is half of one") from None
-    elif isinstance(data, dict):
-        _check_characters([*data, *data.values()])
-    elif isinstance(data, list):
-        for each in data:
-            _check_characters(each)
-
-
-class Given(BaseModel):
-    """Something that a client sends."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_characters(cls, data: Any) -> Any:
-        """JSON can spell half of a character, which nothing behind can take."""
-        _check_characters(data)
-        return data
 
 
 class Extensible(Given):
     """What a request reads beside its messages, and how."""
 
     contexts: list[Name] = Field(
-        default=[], max_length=64, description="Contexts to read, in order, before the messages."
+        default=[],
+        max_length=64,
+        fail_fast=True,
+        description="Contexts to read, in order, before the messages.",
     )
     k: ScaleFactor | Literal["auto"] = Field(
         default="auto", description='Tokens per row; "auto" is the smallest that fits the window.'
@@ -62,14 +41,14 @@ class TextPart(Given):
 
     type: Literal["text"]
     text: str
+    cache_control: Unused = None
 
 
-class ChatMessage(Given):
+class ChatMessage(MessageFields):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = Field(default=None, description="Accepted, and not used.")
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -82,11 +61,12 @@ class ChatMessage(Given):
 class StreamOptions(Given):
     """What a stream holds beside the answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Unused = None
 
 
-class Generation(Given):
-    """How an answer is generated; what OpenAI's protocol has beyond it is refused."""
+class Generation(ProtocolFields):
+    """How an answer is generated; what OpenAI's protocol can ask for beyond it is refused."""
 
     model: str = Field(max_length=200)
     max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
@@ -99,15 +79,14 @@ class Generation(Given):
     seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=200)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=16)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=200)]],
+            Field(max_length=16, fail_fast=True),
+        ]
         | None
     ) = Field(default=None, description="The answer ends before this text.")
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    user: str | None = Field(default=None, description="Accepted, and not used.")
     extensible: Extensible = Field(default_factory=Extensible)
 
     @property
@@ -116,10 +95,10 @@ class Generation(Given):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class ChatRequest(Generation):
+class ChatRequest(ChatFields, Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=10_000, fail_fast=True)
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
         default=None, description="As `max_tokens`, which it goes before."
     )
@@ -128,7 +107,16 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """POST /v1/completions."""
 
-    prompt: str
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
+    best_of: One | None = None
+    echo: Literal[False] | None = None
+    logprobs: None = None
+    suffix: None = None
+
+    @property
+    def text(self) -> str:
+        """What goes on."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
 class ExtensibleUsage(BaseModel):
