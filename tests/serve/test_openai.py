@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import openai
@@ -9,6 +10,8 @@ import pytest
 from openai import OpenAI
 
 from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
+from extensible_embedding.serve.completing import Piece
+from extensible_embedding.serve.routes.answers import _event, _text_chunk
 from extensible_embedding.serve.service import Service
 
 from .conftest import SimpleEngine, client_of, serving
@@ -92,6 +95,13 @@ def test_completions_go_on(client: OpenAI, tiny_reader: Reader, text: str) -> No
     assert "".join(each.choices[0].text for each in stream) == whole.choices[0].text
     long = client.completions.create(model="extensible", prompt=text * 2, max_tokens=6)
     assert long.usage.model_dump()["extensible"]["compressed_messages"] == 1
+
+
+def test_events_hold_nothing_that_a_client_takes_for_the_end_of_a_line() -> None:
+    head = {"id": "a", "created": 0, "model": "m"}
+    sent = _event(_text_chunk(head, Piece(text="a\u2028b\x85c", num_tokens=1)))
+    assert len(sent.splitlines()) == 2
+    assert json.loads(sent.removeprefix("data: "))["choices"][0]["text"] == "a\u2028b\x85c"
 
 
 def test_stop_ends_an_answer_before_it(client: OpenAI) -> None:

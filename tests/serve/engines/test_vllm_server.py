@@ -283,3 +283,18 @@ def test_joined_rows_are_what_a_reader_would_embed(tiny_reader):
 def test_rows_that_cannot_be_joined_are_refused(parts, message):
     with pytest.raises(EngineError, match=message):
         joined_rows(Request(parts=parts), embed_tokens)
+
+
+def test_text_may_hold_what_python_takes_for_ends_of_lines():
+    """JSON may hold them as they are, and the server sends text beside token ids."""
+    said = event([3])
+    said["choices"][0]["text"] = "a\x85b\u2028c"
+    raw = f"data: {json.dumps(said, ensure_ascii=False)}\r\n\r\n"
+    half = len(raw.encode()) // 2
+    server = StandIn(events=[raw, raw[:half], raw[half:], event([2], "stop")])
+
+    async def ask(engine):
+        request = Request(parts=(torch.tensor([1]),), sampling=Sampling(max_new_tokens=4))
+        return [piece.token_ids async for piece in engine.generate(request)]
+
+    assert run(server, ask, model="smollm2") == [(3,), (3,), (2,)]

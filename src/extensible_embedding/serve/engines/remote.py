@@ -95,7 +95,7 @@ class RemoteEngine(Engine):
         self._num_running += 1
         try:
             async with self.answer("POST", self.path, body) as response:
-                async for line in response.aiter_lines():
+                async for line in _lines(response):
                     for piece in self._pieces(line, parse):
                         yield piece
                         if piece.finish_reason:
@@ -163,6 +163,16 @@ class RemoteEngine(Engine):
                 f"{self.product} at {self.url} sends token ids as its documentation says, but it "
                 f"sent {data.strip()[:200]!r}; {self.format_advice}."
             ) from error
+
+
+async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
+    """Lines of an event stream; `aiter_lines` breaks at characters that JSON may hold, too."""
+    rest = b""
+    async for data in response.aiter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+    yield rest.decode(errors="replace")
 
 
 def _error(error: Any) -> tuple[str, object]:

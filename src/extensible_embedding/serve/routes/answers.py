@@ -173,7 +173,7 @@ def _event(chunk: ChatChunk | Completion) -> str:
     fields = chunk.model_dump(exclude_none=True)
     for choice in fields["choices"]:
         choice.setdefault("finish_reason", None)
-    return event(json.dumps(fields, ensure_ascii=False))
+    return event(json.dumps(fields))  # in ASCII: some clients take more than LF for an end of line
 
 
 def _head(kind: str, body: Generation) -> Head:
