@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,10 +18,12 @@ from extensible_embedding import ContextStore, ExtensibleEmbedder
 from extensible_embedding.archive import RATIO_FREE_BYTES
 from extensible_embedding.serve.app import create_app
 from extensible_embedding.serve.keys import Client, Key, Keys
+from extensible_embedding.serve.routes import contexts as routes
 from extensible_embedding.serve.service import Service
 from extensible_embedding.serve.settings import Limits
+from extensible_embedding.text import Document
 
-from .conftest import Make, SimpleEngine
+from .conftest import Make, SimpleEngine, serving
 
 WORDS = "The heron waits by the mill. " * 4
 
@@ -264,3 +269,38 @@ def test_progress_is_told_while_a_text_becomes_rows(
 
 def test_memory_of_the_process_is_among_the_metrics(api: TestClient) -> None:
     assert "process_resident_memory_bytes " in api.get("/metrics").text
+
+
+@pytest.mark.parametrize("letter", ["\u6c34", "a", "\U0001f600x"])
+def test_a_file_may_have_a_long_name(api: TestClient, letter: str) -> None:
+    file = (f"{letter * 150}.html", b"<p>The heron waits.</p>")
+    answer = api.post("/v1/contexts/files", files={"file": file}, data={"name": "a"})
+    assert answer.status_code == 201, answer.text
+    assert api.get("/v1/contexts/a/text").json()["text"] == "The heron waits."
+    assert api.post("/v1/contexts/files", files={"file": file}).status_code == 201
+
+
+def test_nobody_waits_while_a_file_is_parsed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    parse = routes.read_document
+
+    def slow(path: Path) -> Document:
+        begun.set()
+        assert goes_on.wait(20)
+        return parse(path)
+
+    monkeypatch.setattr(routes, "read_document", slow)
+    asked = {"model": "extensible", "messages": [{"role": "user", "content": "Who?"}]}
+    with serving(service) as url, httpx2.Client(base_url=url, timeout=10) as client:
+        with ThreadPoolExecutor(1) as pool:
+            file = {"file": ("a.txt", WORDS.encode())}
+            upload = pool.submit(client.post, "/v1/contexts/files", files=file)
+            try:
+                assert begun.wait(20)
+                assert client.post("/v1/chat/completions", json=asked).status_code == 200
+                assert client.get("/v1/contexts").status_code == 200
+            finally:
+                goes_on.set()
+        assert upload.result().status_code == 201

@@ -75,9 +75,11 @@ class Service:
         self.slots = Slots(self.settings.max_requests)
         self.reading = Worker("reading", self.settings.max_requests)
         self.embedding = Worker("embedder", self.settings.max_queued)
+        # A file may take minutes to parse: nobody but other files waits for it.
+        self.parsing = Worker("parsing", self.settings.max_queued)
         self.library = Library(store, embedder, self.settings, self.reading, self.embedding)
         self.planner = Planner(self.reader, embedder.config, embedder.fingerprint, self.settings)
-        threads = (self.reading, self.embedding)
+        threads = (self.reading, self.embedding, self.parsing)
         self.metrics = Metrics(
             lambda: self.slots.running,
             {each.name: _counted(each) for each in threads},
@@ -92,8 +94,8 @@ class Service:
             async with self.engine:
                 yield self
         finally:
-            await self.embedding.stop()
-            await self.reading.stop()
+            for thread in (self.parsing, self.embedding, self.reading):
+                await thread.stop()
 
     async def check(self) -> None:
         """Raises what would keep a request from being answered now."""

@@ -35,6 +35,8 @@ from .common import ClientOf, ServiceOf, errors_of, note, while_there
 router = APIRouter(prefix="/v1", tags=["contexts"])
 MAX_TEXT_BYTES = 1 << 20
 """Of a context's text, in one answer."""
+_MAX_NAME_BYTES = 150
+"""Of a file, and of the context that is named like it."""
 _ODD = re.compile(r"[^\w.() -]+")
 
 
@@ -79,8 +81,9 @@ async def upload_context(
     replace: Annotated[bool, Form(description="Take the place of one of that name.")] = False,
 ) -> ContextObject:
     """Keeps the text of a file as a context."""
-    file_name = _ODD.sub("_", Path(file.filename or "").name)[-100:].strip(". ") or "document"
-    document = await service.reading.run(partial(_document, file, file_name))
+    file_name = _file_name(file.filename or "")
+    parsing = service.parsing.run(partial(_document, file, file_name))
+    document = await while_there(request, parsing)
     work = service.library.add(
         client,
         name or Path(file_name).stem,
@@ -154,6 +157,12 @@ async def usage(client: ClientOf, service: ServiceOf) -> UsageObject:
         rows=found.rows,
         text_bytes=found.text_bytes,
     )
+
+
+def _file_name(given: str) -> str:
+    """A name that a file can have here, with the ending of the given one."""
+    end = _ODD.sub("_", Path(given).name).encode()[-_MAX_NAME_BYTES:]
+    return end.decode(errors="ignore").strip(". ") or "document"
 
 
 def _document(file: UploadFile, file_name: str) -> Document:
