@@ -279,7 +279,7 @@ def test_when_the_thread_fails_those_who_wait_hear_of_it():
     with_engine(work, MadeUpModel(limit=3))
 
 
-def test_a_model_that_does_not_open_is_an_error_of_the_start(tmp_path):
+def test_a_model_that_does_not_open_is_an_error_of_the_start(tmp_path, caplog, capfd):
     async def start(path):
         async with LlamaCppEngine(path):
             pass
@@ -290,6 +290,8 @@ def test_a_model_that_does_not_open_is_an_error_of_the_start(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"no model")
     with pytest.raises(EngineError, match="cannot load"):
         asyncio.run(start(tmp_path / "bad.gguf"))
+    assert "magic" in "".join(each.message for each in caplog.records if each.name == "llama.cpp")
+    assert capfd.readouterr().err == ""
 
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):

@@ -23,6 +23,11 @@ from torch import Tensor
 from ...errors import EngineError, InputError, MissingExtraError
 from .base import Sampling
 
+_LOGGER = logging.getLogger("llama.cpp")
+_ERROR_LEVEL = 4
+"""GGML_LOG_LEVEL_ERROR."""
+_log_callback: Any = None
+"""One for the library; it must outlive all use of it."""
 _RANDOM_SEED = 0xFFFFFFFF
 """What llama.cpp takes for: no seed, draw one."""
 _GREEDY_BELOW = 1e-5
@@ -64,8 +69,8 @@ class LlamaContext:
         )
         if not self._model:
             raise EngineError(
-                f"llama.cpp cannot load {path} (its log is on stderr); copy the file again, or "
-                "update llama-cpp-python."
+                f"llama.cpp cannot load {path} (logger `llama.cpp` has why); copy the file again, "
+                "or update llama-cpp-python."
             )
         settings = library.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = num_cells, num_sequences
@@ -186,11 +191,22 @@ def _llama_cpp() -> ModuleType:
             "The engine llama.cpp needs llama-cpp-python, which is not installed; run "
             "`pip install 'extensible-embedding[llama-cpp]'`."
         ) from error
-    logger = logging.getLogger("llama-cpp-python")
-    if logger.level == logging.NOTSET:  # then it prints pages on every model that is loaded
-        logger.setLevel(logging.ERROR)
+    global _log_callback
+    if _log_callback is None:
+        _log_callback = library.llama_log_callback(_log)
+        library.llama_log_set(_log_callback, None)
     library.llama_backend_init()
     return library
+
+
+def _log(level: int, text: bytes, data: object) -> None:
+    """Takes llama.cpp's log, of which llama-cpp-python prints warnings and not errors.
+
+    What is below an error is told to who looks for it: llama.cpp warns of any cache that is larger
+    than a model's window, as one for several sequences is.
+    """
+    kind = logging.ERROR if level == _ERROR_LEVEL else logging.DEBUG
+    _LOGGER.log(kind, text.decode(errors="replace").rstrip())
 
 
 def _pointer(values: np.ndarray[Any, Any], kind: Any) -> Any:
