@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 import openai
@@ -147,16 +148,27 @@ def test_too_many_requests_are_told_to_come_back(make: Make, engine: SimpleEngin
         bob.models.list()
 
 
-@pytest.mark.parametrize("stream", [True, False])
+CALLED = {"name": "ask", "arguments": {"question": "Who?", "documents": [], "max_tokens": 100}}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {**ASKED, "stream": True}),
+        ("/v1/chat/completions", ASKED),
+        ("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": CALLED}),
+    ],
+    ids=["stream", "whole", "tool"],
+)
 def test_a_client_that_leaves_ends_its_generation(
-    make: Make, engine: SimpleEngine, stream: bool
+    make: Make, engine: SimpleEngine, path: str, asked: dict[str, Any]
 ) -> None:
-    engine.pause_s = 0.2
+    engine.pause_s = 1.0  # by itself it would end later than is waited for
     service = make(max_new_tokens=100)
     with serving(service) as url:
-        body = json.dumps({**ASKED, "stream": stream}).encode()
+        body = json.dumps(asked).encode()
         with _connected(url) as connection:
-            connection.sendall(_head("/v1/chat/completions", len(body)) + body)
+            connection.sendall(_head(path, len(body)) + body)
             until(lambda: engine.running == 1)
         until(lambda: engine.running == 0)
         until(lambda: service.slots.running == 0)
@@ -167,12 +179,36 @@ def test_a_client_that_leaves_ends_its_generation(
 def test_an_answer_that_takes_too_long_is_ended(make: Make, engine: SimpleEngine) -> None:
     engine.pause_s = 0.2
     with serving(make(request_timeout_s=0.5, max_new_tokens=100)) as url, client_of(url) as client:
-        with pytest.raises(openai.APIStatusError, match="within") as caught:
+        with pytest.raises(openai.APIStatusError, match=r"within 0\.5 seconds") as caught:
             client.chat.completions.create(**ASKED)
         assert caught.value.status_code == 504
         with pytest.raises(openai.APIError, match="within"):
             list(client.chat.completions.create(**ASKED, stream=True))
         assert engine.running == 0
+
+
+def test_rows_that_take_too_long_are_not_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    service, ended = make(request_timeout_s=0.5), threading.Event()
+
+    def slow(*_: object, progress: Callable[[int, int], None], **__: object) -> None:
+        try:
+            for done in range(200):
+                time.sleep(0.05)
+                progress(done, 200)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(service.embedder, "compress", slow)
+    with serving(service) as url, client_of(url) as client:
+        start = time.monotonic()
+        asked = {**ASKED, "messages": [{"role": "user", "content": text}]}
+        with pytest.raises(openai.APIStatusError, match=r"within 0\.5 seconds") as caught:
+            client.chat.completions.create(**asked)
+        assert caught.value.status_code == 504
+        assert ended.wait(5)
+        assert time.monotonic() - start < 5
 
 
 def test_a_stop_waits_for_answers_that_run(make: Make, engine: SimpleEngine) -> None:
@@ -193,6 +229,7 @@ def _head(path: str, length: int) -> bytes:
         "Host: localhost",
         f"Content-Length: {length}",
         "Content-Type: application/json",
+        "Accept: application/json, text/event-stream",
     )
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 

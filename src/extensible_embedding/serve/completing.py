@@ -7,7 +7,8 @@ closes the engine's generation. Knows nothing of HTTP but the errors that it rai
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,6 +38,7 @@ async def text_of(
     request: Request,
     reader: Reader,
     stops: Sequence[str],
+    until: float,
     timeout_s: float,
 ) -> AsyncGenerator[Piece]:
     """Pieces of the text that goes on from a prompt.
@@ -46,17 +48,18 @@ async def text_of(
         request: the prompt.
         reader: that decodes; its tokenizer is used by one thread alone.
         stops: strings before which the text ends.
-        timeout_s: seconds for all of it.
+        until: when it must be there, by `time.monotonic`.
+        timeout_s: seconds for the whole request, for the error.
 
     Raises:
         EngineError: the engine failed.
         ApiError: 504, it took too long.
     """
-    until, detokenizer = time.monotonic() + timeout_s, Detokenizer(reader, stops)
+    detokenizer = Detokenizer(reader, stops)
     stream = cast(AsyncGenerator[NewTokens], engine.generate(request))
     try:
         while detokenizer.finish_reason is None:
-            text = detokenizer.add(await _next(stream, until - time.monotonic(), timeout_s))
+            text = detokenizer.add(await _next(stream, until, timeout_s))
             if text or detokenizer.finish_reason:
                 yield Piece(
                     text=text,
@@ -68,10 +71,12 @@ async def text_of(
             await stream.aclose()
 
 
-async def _next(stream: AsyncIterator[NewTokens], left_s: float, timeout_s: float) -> NewTokens:
+@contextmanager
+def in_time(until: float, timeout_s: float) -> Iterator[None]:
+    """Raises ApiError, 504, where what is done is not done until then."""
     try:
-        with anyio.fail_after(max(0.0, left_s)):
-            return await anext(stream)
+        with anyio.fail_after(max(0.0, until - time.monotonic())):
+            yield
     except TimeoutError:
         raise ApiError(
             504,
@@ -79,6 +84,12 @@ async def _next(stream: AsyncIterator[NewTokens], left_s: float, timeout_s: floa
             "new tokens, or again when the server has less to do.",
             code="timeout",
         ) from None
+
+
+async def _next(stream: AsyncIterator[NewTokens], until: float, timeout_s: float) -> NewTokens:
+    try:
+        with in_time(until, timeout_s):
+            return await anext(stream)
     except StopAsyncIteration:
         raise EngineError(
             "An engine says how an answer ends, but this one broke off; see its log."

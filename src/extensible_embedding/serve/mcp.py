@@ -6,10 +6,10 @@ also reads files of its own machine. Knows nothing of transports but who asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -20,9 +20,11 @@ from ..errors import ExtensibleError
 from ..text import read_document
 from .errors import ApiError
 from .keys import Client
+from .routes.common import while_there
 from .schema import ChatMessage, ChatRequest, Extensible, Source
 from .service import Service
 
+_Value = TypeVar("_Value")
 _WORDS = """Long documents for a small reader: add a document once, then ask about it as often as \
 you like. It is kept in compressed form, so that a whole book fits the reader's window. Rows keep \
 the gist; passages that share words with the question are read word for word."""
@@ -64,7 +66,7 @@ def mcp_server(service: Service, *, files: bool = False) -> MCPServer[Any]:
     @server.tool()
     async def add_document(name: str, text: str, ctx: Context[Any, Any]) -> Document:
         """Keeps a text under a name, to be asked about. A document of that name is replaced."""
-        return await _add(service, _client_of(ctx), name, text, "")
+        return await _while_there(ctx, _add(service, _client_of(ctx), name, text, ""))
 
     @server.tool()
     async def list_documents(ctx: Context[Any, Any]) -> DocumentList:
@@ -87,7 +89,8 @@ def mcp_server(service: Service, *, files: bool = False) -> MCPServer[Any]:
         max_tokens: int = 256,
     ) -> Reply:
         """Asks a question about documents, by their names, and says where the answer is from."""
-        return await _ask(service, _client_of(ctx), question, documents, k, max_tokens)
+        work = _ask(service, _client_of(ctx), question, documents, k, max_tokens)
+        return await _while_there(ctx, work)
 
     if files:
 
@@ -112,6 +115,15 @@ def _client_of(ctx: Context[Any, Any]) -> Client:
         return Client()
     client: Client = request.state.client
     return client
+
+
+async def _while_there(ctx: Context[Any, Any], work: Coroutine[Any, Any, _Value]) -> _Value:
+    """Over HTTP, work ends when the client leaves; over stdio, the server does."""
+    request = ctx.request_context.request
+    if request is None:
+        return await work
+    with _told():
+        return await while_there(request, work)
 
 
 @contextmanager

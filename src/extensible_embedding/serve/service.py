@@ -21,7 +21,7 @@ from ..errors import StorageError
 from ..reader import Reader
 from ..store.store import ContextStore
 from .chat import Draft, Planner, Ready
-from .completing import Piece, text_of
+from .completing import Piece, in_time, text_of
 from .contexts import Library
 from .engines.base import Engine
 from .keys import Client, Keys
@@ -137,18 +137,19 @@ class Service:
         start: float | None,
     ) -> Answering:
         start = time.monotonic() if start is None else start
-        names = request.extensible.contexts
-        draft = await self.reading.run(
-            lambda: plan(request, self.library.open(client, names) if names else [])
-        )
-        made = [await self._rows(context) for context in draft.missing]
-        ready = await self.reading.run(lambda: self.planner.finish(draft, made))
+        until, names = start + self.settings.request_timeout_s, request.extensible.contexts
+        with in_time(until, self.settings.request_timeout_s):
+            draft = await self.reading.run(
+                lambda: plan(request, self.library.open(client, names) if names else [])
+            )
+            made = [await self._rows(context) for context in draft.missing]
+            ready = await self.reading.run(lambda: self.planner.finish(draft, made))
         usage = ready.usage(self.reader.window, 0)
         self.metrics.prompt_rows.observe(usage.extensible.rows)
         self.metrics.prompt_k.observe(usage.extensible.k)
         self.metrics.prompt_tokens.inc(usage.prompt_tokens)
         answering = Answering(ready=ready, pieces=_none(), usage=usage)
-        answering.pieces = self._pieces(answering, request, start)
+        answering.pieces = self._pieces(answering, request, start, until)
         return answering
 
     async def _rows(self, context: Context) -> Context:
@@ -162,12 +163,16 @@ class Service:
         return made
 
     async def _pieces(
-        self, answering: Answering, request: Generation, start: float
+        self, answering: Answering, request: Generation, start: float, until: float
     ) -> AsyncGenerator[Piece]:
         """Pieces of an answer, which it takes with it; counted as they come."""
-        left_s = start + self.settings.request_timeout_s - time.monotonic()
         pieces = text_of(
-            self.engine, answering.ready.request, self._decoding, request.stops, left_s
+            self.engine,
+            answering.ready.request,
+            self._decoding,
+            request.stops,
+            until,
+            self.settings.request_timeout_s,
         )
         counted = 0
         try:
