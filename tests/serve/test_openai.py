@@ -14,7 +14,7 @@ from extensible_embedding.serve.completing import Piece
 from extensible_embedding.serve.routes.answers import _event, _text_chunk
 from extensible_embedding.serve.service import Service
 
-from .conftest import SimpleEngine, client_of, serving
+from .conftest import Make, SimpleEngine, client_of, serving
 
 QUESTION = {"role": "user", "content": "Who is it?"}
 
@@ -31,6 +31,11 @@ def test_models_are_listed(client: OpenAI) -> None:
     assert client.models.retrieve("extensible") == model
     with pytest.raises(openai.NotFoundError, match="extensible"):
         client.models.retrieve("other")
+
+
+def test_a_model_may_be_named_like_those_of_a_hub(make: Make) -> None:
+    with serving(make(model="maker/reader")) as url, client_of(url) as client:
+        assert client.models.retrieve("maker/reader").id == "maker/reader"
 
 
 def test_an_answer_is_that_of_the_reader(

@@ -86,7 +86,7 @@ def url(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    until = time.monotonic() + 900
+    until = time.monotonic() + 1800
     while time.monotonic() < until:
         assert server.poll() is None, log.read_text()[-3000:]
         try:

@@ -69,7 +69,7 @@ async def models(service: ServiceOf) -> ModelList:
     return ModelList(data=[_model(service)])
 
 
-@router.get("/models/{model}", responses=errors_of(404))
+@router.get("/models/{model:path}", responses=errors_of(404))
 async def model(model: str, service: ServiceOf) -> Model:
     """One model."""
     _check_model(service, model)
