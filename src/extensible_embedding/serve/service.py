@@ -24,6 +24,7 @@ from .chat import Draft, Planner, Ready
 from .completing import Piece, in_time, text_of
 from .contexts import Library
 from .engines.base import Engine
+from .errors import ApiError
 from .keys import Client, Keys
 from .limits import Slots
 from .metrics import Metrics
@@ -189,11 +190,17 @@ class Service:
         finally:
             await pieces.aclose()
 
-    async def _citations(self, answering: Answering) -> list[Citation]:
-        """Needs the reader itself, hence the thread that runs models."""
-        return await self.embedding.run(
-            lambda: citations(self.embedder.reader, answering.ready.plan, answering.text)
-        )
+    async def _citations(self, answering: Answering) -> list[Citation] | None:
+        """Needs the reader itself, hence the thread that runs models; none where too many wait.
+
+        The answer is there by then, and worth more than where it comes from.
+        """
+        try:
+            return await self.embedding.run(
+                lambda: citations(self.embedder.reader, answering.ready.plan, answering.text)
+            )
+        except ApiError:
+            return None
 
 
 async def _none() -> AsyncGenerator[Piece]:
