@@ -14,6 +14,12 @@ from rich.console import Console
 from .conftest import Run, refused
 
 
+@pytest.fixture
+def text() -> str:
+    """No part of it comes twice: the same target is drawn once."""
+    return "".join(f"{number} herons, " for number in range(200))
+
+
 def test_eval_lm(run: Run, tmp_path: Path, text: str) -> None:
     for name in ("one", "two"):
         pq.write_table(pa.table({"text": [text + name]}), tmp_path / f"{name}.parquet")
