@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_transformers import Asked, by_generate, make_reader, request, rows, run, tokens
+from tiny_prompts import Asked, by_generate, make_reader, request, rows, run, tokens
 
 from extensible_embedding.serve.engines.prefix_cache import PrefixCache, shared_prefixes
 from extensible_embedding.serve.engines.transformers_passes import Passes
