@@ -118,7 +118,7 @@ def _check_local(headers: Headers) -> None:
             raise ApiError(
                 403,
                 "A server without keys answers requests of its own machine alone, to localhost and "
-                "from pages of its own; start it with --keys to be asked from elsewhere.",
+                "from pages of it; start it with --keys to be asked from elsewhere.",
                 code="not_local",
             )
 
