@@ -8,6 +8,9 @@ from conftest import byte_tokenizer, make_embedder, tiny_llama
 from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.train.data import Instance
+from extensible_embedding.train.packing import Piece, collate_packed
+from extensible_embedding.train.speed import compiled
 from extensible_embedding.train.two_stream import TwoStreamModel
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
@@ -60,3 +63,27 @@ def test_a_training_step_is_that_of_the_cpu() -> None:
     (loss, gradient), (other_loss, other_gradient) = (trained(each) for each in both())
     assert other_loss == pytest.approx(loss, rel=1e-3)
     torch.testing.assert_close(other_gradient, gradient, rtol=1e-2, atol=1e-4)
+
+
+def test_a_packed_step_is_that_of_the_cpu() -> None:
+    """Block masks and compiled blocks on one side, a dense mask on the other."""
+    steps = []
+    for embedder in both():
+        model = TwoStreamModel(embedder)
+        ids = torch.arange(3 * 128).view(3, 128) % 251
+        pieces = [
+            Piece.of_instance(Instance(token_ids=ids, k=k), torch.tensor([7])) for k in (2, 8)
+        ]
+        batch = collate_packed(
+            [pieces, pieces[::-1]], sequence_places=1024, chunk_tokens=16, question_share=0.5
+        )["packed"]
+        there = {name: tensor.to(embedder.reader.device) for name, tensor in batch.items()}
+        with compiled(model):
+            loss = model(packed=there)["loss"]
+            loss.backward()
+        gradient = embedder.projection.weight.grad
+        assert gradient is not None
+        steps.append((float(loss.detach()), gradient.cpu()))
+    (loss_here, here), (loss_there, found) = steps
+    assert loss_there == pytest.approx(loss_here, rel=1e-3)
+    assert (found - here).norm() <= 1e-2 * here.norm()

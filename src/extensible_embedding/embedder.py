@@ -158,6 +158,21 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         sampler = down_sampling(self.config.down_sampling)
         return torch.stack([sampler.rows(chunk, k) for chunk in self(token_ids)])
 
+    def rows_at(self, chunks: Tensor, outputs: Tensor) -> Tensor:
+        """Rows (R, H) that are some outputs of chunks (C, L), with gradients.
+
+        Args:
+            chunks: token ids.
+            outputs: (R,) numbers of the outputs, of C * L.
+        """
+        tokens = self.reader.embed_tokens(chunks).float()
+        hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
+        hidden = hidden.flatten(0, 1)[outputs]
+        if self.config.residual:
+            rows: Tensor = tokens.flatten(0, 1)[outputs] + self.projection(hidden)
+            return rows
+        return self._plain(hidden)
+
     @torch.inference_mode()
     def compress(
         self,

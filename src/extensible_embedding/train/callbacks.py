@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from ..embedder import ExtensibleEmbedder
 from .config import TrainConfig
+from .packing import PackedSequences
 from .questions import Mixed
 
 RECORD_KEYS = ("tokens", "steps", "answer_tokens")
@@ -25,7 +26,7 @@ class TokenCounter(TrainerCallback):
     def __init__(
         self,
         embedder: ExtensibleEmbedder,
-        instances: Mixed,
+        instances: Mixed | PackedSequences,
         config: TrainConfig,
         num_processes: int = 1,
     ) -> None:

@@ -38,6 +38,9 @@ _SHAPING = (
     "instance_tokens",
     "chunk_tokens",
     "one_stream",
+    "first_scale_factors",
+    "first_steps",
+    "sequence_places",
     "batch_size",
 )
 _ACCUMULATION, _NUM_PROCESSES = "gradient_accumulation_steps", "number of processes"

@@ -61,10 +61,18 @@ class TrainConfig:
     one_stream: bool = False
     """Predict the last chunk of an instance alone: the ablation of two-stream training."""
 
+    first_scale_factors: list[int] | None = None
+    """k is drawn from these in the first steps instead: small ones are learned first."""
+    first_steps: int = 0
+    """How many steps these are."""
+    sequence_places: int | None = None
+    """For GPUs: fill sequences of this many places with instances and questions, each with its own
+    chunk length and k; `question_share` is then of sequences, and the weight of their loss."""
+
     max_steps: int = 1000
     """Optimizer steps in all."""
     batch_size: int = 1
-    """Instances at once on each device; they share chunk length and k."""
+    """Instances at once on each device, which share chunk length and k; or packed sequences."""
     gradient_accumulation_steps: int = 2
     """Batches of one optimizer step."""
     learning_rate: float = 4e-4
@@ -83,6 +91,8 @@ class TrainConfig:
     """Products in bfloat16; by default where the machine multiplies it fast."""
     compile: bool = False
     """Compile norms and MLPs; on a CPU this needs a C++ compiler."""
+    workers: int = 0
+    """Processes that make batches beside the training; 0: it makes its own."""
     seed: int = 0
     """Of the draws and of the order."""
 
@@ -107,8 +117,24 @@ class TrainConfig:
             min(self.instance_tokens) >= least, "instance_tokens", f"{least} or more (two chunks)"
         )
         shares = f"one share for each of the {len(self.data)} files of `data`"
+        if self.sequence_places is not None:
+            self._check_packing()
         as_many = self.data_weights is None or len(self.data_weights) == len(self.data)
         self._require(as_many, "data_weights", shares)
+
+    def _check_packing(self) -> None:
+        """Packed rows nest in chunks of the reading length, whatever a block's own length."""
+        factors = {*self.scale_factors, *(self.first_scale_factors or [])}
+        lengths = [self.reading_chunk_tokens, *self.chunk_tokens]
+        rest = [(k, length) for k in sorted(factors) for length in lengths if length % k]
+        if rest:
+            raise ConfigError(
+                f"With `sequence_places` every k divides every chunk length, but {rest[0][0]} does "
+                f"not divide {rest[0][1]}; change `scale_factors`, `chunk_tokens` or "
+                "`reading_chunk_tokens`."
+            )
+        for name, rule in (("down_sampling", "strided"), ("one_stream", False)):
+            self._require(getattr(self, name) == rule, name, f"{rule} with `sequence_places`")
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
@@ -166,6 +192,10 @@ RANGES: dict[str, Range] = {
     "instance_tokens": _COUNTS,
     "chunk_tokens": _COUNTS,
     "one_stream": _FLAG,
+    "first_scale_factors": _or_null(_COUNTS),
+    "first_steps": _whole(0),
+    "sequence_places": _or_null(_whole(1)),
+    "workers": _whole(0),
     "max_steps": _whole(1),
     "batch_size": _whole(1),
     "gradient_accumulation_steps": _whole(1),

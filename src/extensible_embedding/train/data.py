@@ -149,6 +149,20 @@ class InstanceShape:
         return (1 if one_stream else self.num_chunks - 1) * self.chunk_tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstFactors:
+    """Scale factors with which a run begins: small ones are learned first."""
+
+    scale_factors: list[int]
+    until: int
+    """Number of the first instance that has the others."""
+
+
+def factors_of(index: int, factors: list[int], first: FirstFactors | None) -> list[int]:
+    """What the scale factor of number `index` is drawn from."""
+    return first.scale_factors if first is not None and index < first.until else factors
+
+
 class Instances(Dataset[Instance]):
     """Instances drawn at random: file, document, place, chunk length and scale factor.
 
@@ -167,7 +181,9 @@ class Instances(Dataset[Instance]):
         batch_size: int = 1,
         weights: Sequence[float] | None = None,
         seed: int = 0,
+        first: FirstFactors | None = None,
     ) -> None:
+        self.first = first
         self.files = [_eligible(file, max(instance_tokens)) for file in files]
         self.num_instances, self.batch_size, self.seed = num_instances, batch_size, seed
         self.instance_tokens, self.chunk_tokens = list(instance_tokens), list(chunk_tokens)
@@ -187,13 +203,16 @@ class Instances(Dataset[Instance]):
         """Chunks and scale factor of instance `index`; its text is not read."""
         draw = np.random.default_rng((self.seed, 1, index // self.batch_size))
         length, chunk = int(draw.choice(self.instance_tokens)), int(draw.choice(self.chunk_tokens))
-        k = int(draw.choice(self.scale_factors))
+        k = int(draw.choice(factors_of(index, self.scale_factors, self.first)))
         num_chunks = max(2, length // chunk)
         chunk = min(chunk, length // num_chunks)
         return InstanceShape(num_chunks=num_chunks, chunk_tokens=chunk, k=min(k, chunk))
 
     def __getitem__(self, index: int) -> Instance:
-        shape = self.shape(index)
+        return self.instance(index, self.shape(index))
+
+    def instance(self, index: int, shape: InstanceShape) -> Instance:
+        """Instance `index` with a shape that may be smaller than its own."""
         place = np.random.default_rng((self.seed, 2, index))
         file, documents = self.files[int(place.choice(len(self.files), p=self.shares))]
         ids = _draw(file, documents, shape.num_chunks * shape.chunk_tokens, place)

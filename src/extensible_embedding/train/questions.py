@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..folders import whole_folder
 from ..prompt import question_frame
 from ..reader import Reader
-from .data import Instance, Instances, Report, cache_key
+from .data import FirstFactors, Instance, Instances, Report, cache_key, factors_of
 
 MAX_QUESTIONS = 8
 """Questions asked at once about a context; more would make long sequences of little new."""
@@ -231,6 +231,16 @@ def _load_questions(name: str, folder: Path) -> QuestionFile:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DocumentSize:
+    """Tokens of a document's parts, without padding, and its scale factor."""
+
+    head_tokens: int
+    context_tokens: int
+    block_tokens: int
+    k: int
+
+
 class Questions(Dataset[Document]):
     """Documents drawn at random, a scale factor and at most `MAX_QUESTIONS` of the questions each.
 
@@ -244,7 +254,9 @@ class Questions(Dataset[Document]):
         scale_factors: Sequence[int],
         batch_size: int = 1,
         seed: int = 0,
+        first: FirstFactors | None = None,
     ) -> None:
+        self.first = first
         self.files, self.scale_factors = list(files), list(scale_factors)
         self.batch_size, self.seed = batch_size, seed
         self.ends = np.cumsum([len(file) for file in files])
@@ -267,7 +279,6 @@ class Questions(Dataset[Document]):
 
     def __getitem__(self, index: int) -> Document:
         file, document, questions = self._draw(index)
-        draw = np.random.default_rng((self.seed, 4, index // self.batch_size))
         parts = [file.blocks[question] for question in questions]
         blocks = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         places, ends = torch.arange(blocks.shape[1]), torch.tensor([len(part) for part in parts])
@@ -277,7 +288,23 @@ class Questions(Dataset[Document]):
             context=file.contexts[document],
             blocks=blocks,
             answers=(places >= starts[:, None]) & (places < ends[:, None]),
-            k=int(draw.choice(self.scale_factors)),
+            k=self._scale_factor(index),
+        )
+
+    def _scale_factor(self, index: int) -> int:
+        draw = np.random.default_rng((self.seed, 4, index // self.batch_size))
+        return int(draw.choice(factors_of(index, self.scale_factors, self.first)))
+
+    def size(self, index: int) -> DocumentSize:
+        """How large document `index` is; its tokens are not read."""
+        file, document, questions = self._draw(index)
+        lengths = np.diff(file.blocks.starts)[questions]
+        start, end = file.contexts.starts[document : document + 2]
+        return DocumentSize(
+            head_tokens=len(file.head),
+            context_tokens=int(end - start),
+            block_tokens=int(lengths.sum()),
+            k=self._scale_factor(index),
         )
 
 

@@ -41,18 +41,22 @@ def check_compiler(device: torch.device) -> None:
 
 @contextmanager
 def compiled(model: TwoStreamModel) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Compiles norms and MLPs of embedder and reader, block by block; undone on leaving.
+    """Compiles norms and MLPs of embedder and reader, on a GPU whole blocks; undone on leaving.
 
     Yields a context manager, within which they run as they were.
 
     Blocks of one kind share their code, so that a deep model compiles as fast as a shallow one.
-    Attention stays as it is: its shapes change with every instance.
+    Attention on a CPU stays as it is: its shapes change with every instance.
     """
     embedder = model.embedder
-    decoders = (embedder.layers, embedder.reader.model.get_decoder())
-    parts = [part for decoder in decoders for part in _elementwise_parts(decoder)]
-    for part in parts:
-        part.compile(dynamic=True)
+    whole = embedder.reader.device.type == "cuda"
+    makers, readers = (
+        _compiled_parts(decoder, whole=whole)
+        for decoder in (embedder.layers, embedder.reader.model.get_decoder())
+    )
+    parts = [*makers, *readers]
+    for part in parts:  # packed sequences have one shape, the chunks of a batch vary in number
+        part.compile(dynamic=None if whole and part in readers else True)
 
     @contextmanager
     def eager() -> Iterator[None]:
@@ -75,10 +79,12 @@ def _set_calls(parts: Sequence[nn.Module], calls: Sequence[Any]) -> None:
         part._compiled_call_impl = call
 
 
-def _elementwise_parts(decoder: nn.Module) -> list[nn.Module]:
-    """Children of the decoder's blocks that are not attention."""
+def _compiled_parts(decoder: nn.Module, *, whole: bool) -> list[nn.Module]:
+    """The decoder's blocks, or their children that are not attention."""
     lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
     blocks = max(lists, key=len)
+    if whole:
+        return list(blocks)
     return [
         child
         for block in blocks

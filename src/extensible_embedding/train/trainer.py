@@ -22,7 +22,9 @@ from ..embedder import EmbedderConfig, ExtensibleEmbedder
 from ..errors import ConfigError
 from ..folders import read_tensors, write_json
 from ..loading import default_device, default_dtype
+from ..prompt import language_head
 from ..reader import Reader
+from .attention import can_split
 from .callbacks import Pace, TokenCounter
 from .checkpoints import (
     SETTINGS,
@@ -33,8 +35,9 @@ from .checkpoints import (
     whole_checkpoint,
 )
 from .config import TrainConfig, check_files
-from .data import Instances, Report, default_cache, tokenize_file
+from .data import FirstFactors, Instances, Report, default_cache, tokenize_file
 from .optimizer import make_optimizer, make_schedule, set_rates
+from .packing import MOST_PIECES, PackedSequences, packed_collator
 from .questions import Mixed, Questions, collate, tokenize_questions
 from .speed import check_compiler, compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
@@ -162,6 +165,7 @@ def instances(
     cache = Path(config.cache_dir) if config.cache_dir else default_cache()
     paths = (config.eval_data or []) if evaluation else config.data
     per_step = config.batch_size * config.gradient_accumulation_steps
+    packing = None if evaluation else config.sequence_places
     state = processes(reader.device)
     training = config.max_steps * per_step * state.num_processes
     with state.local_main_process_first():  # it fills the cache, the others read it
@@ -172,9 +176,21 @@ def instances(
         instance_tokens=config.instance_tokens,
         chunk_tokens=config.chunk_tokens,
         scale_factors=config.scale_factors,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size if packing is None else 1,
         weights=None if evaluation else config.data_weights,
         seed=config.seed + (1_000_003 if evaluation else 0),
+        first=None if evaluation else first_factors(config, state.num_processes),
+    )
+
+
+def first_factors(config: TrainConfig, num_processes: int) -> FirstFactors | None:
+    """The scale factors that the configuration begins with, and how long."""
+    if config.first_scale_factors is None:
+        return None
+    per_step = config.batch_size * config.gradient_accumulation_steps * num_processes
+    pieces = 1 if config.sequence_places is None else MOST_PIECES
+    return FirstFactors(
+        scale_factors=config.first_scale_factors, until=config.first_steps * per_step * pieces
     )
 
 
@@ -184,17 +200,49 @@ def with_questions(
     """Training instances, mixed with the questions that the configuration has."""
     if config.questions is None:
         return Mixed(texts, None, 0.0)
+    questions = question_documents(config, reader, report)
+    return Mixed(texts, questions, config.question_share)
+
+
+def packed_sequences(
+    config: TrainConfig, texts: Instances, embedder: ExtensibleEmbedder, report: Report | None
+) -> PackedSequences:
+    """Training instances and questions, packed."""
+    assert config.sequence_places is not None
+    reader = embedder.reader
+    if not can_split(reader):
+        raise ConfigError(
+            "Packed sequences need a reader whose layers all have plain causal attention, but "
+            f"{reader.name!r} has other layers; leave `sequence_places` out."
+        )
+    asked = None if config.questions is None else question_documents(config, reader, report)
+    return PackedSequences(
+        texts,
+        asked,
+        question_share=config.question_share,
+        head=language_head(reader),
+        num_sequences=len(texts),
+        sequence_places=config.sequence_places,
+        reading_chunk_tokens=embedder.config.chunk_tokens,
+    )
+
+
+def question_documents(
+    config: TrainConfig, reader: Reader, report: Report | None = None
+) -> Questions:
+    """Documents with questions, tokenised once."""
+    assert config.questions is not None
     cache = Path(config.cache_dir) if config.cache_dir else default_cache()
     with processes(reader.device).local_main_process_first():
         paths = [Path(path) for path in config.questions]
         files = [tokenize_questions(path, reader, cache, report) for path in paths]
-    questions = Questions(
+    return Questions(
         files,
         scale_factors=config.scale_factors,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size if config.sequence_places is None else 1,
         seed=config.seed,
+        first=first_factors(config, processes(reader.device).num_processes),
     )
-    return Mixed(texts, questions, config.question_share)
 
 
 def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
@@ -215,6 +263,7 @@ def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
         save_steps=config.save_steps,
         save_total_limit=config.save_total_limit,
         logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # it waits for the device at each step
         eval_strategy="steps" if config.eval_data else "no",
         eval_steps=config.eval_steps,
         report_to=["tensorboard"],
@@ -222,6 +271,7 @@ def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
         label_names=[],
         prediction_loss_only=True,
         train_sampling_strategy="sequential",
+        dataloader_num_workers=config.workers,
         dataloader_pin_memory=False,
         disable_tqdm=True,
     )
@@ -280,7 +330,16 @@ def make_trainer(
     """The trainer of a run, with its data tokenised."""
     reader = embedder.reader
     texts = instances(config, reader, report=report)
-    training = with_questions(config, texts, reader, report)
+    collator: Any = collate
+    if config.sequence_places is None:
+        training: Mixed | PackedSequences = with_questions(config, texts, reader, report)
+    else:
+        training = packed_sequences(config, texts, embedder, report)
+        collator = packed_collator(
+            sequence_places=config.sequence_places,
+            chunk_tokens=embedder.config.chunk_tokens,
+            question_share=config.question_share,
+        )
     counter = TokenCounter(embedder, training, config, processes(reader.device).num_processes)
     return TwoStreamTrainer(
         model=TwoStreamModel(embedder, one_stream=config.one_stream),
@@ -288,6 +347,6 @@ def make_trainer(
         config=config,
         train_dataset=training,
         eval_dataset=instances(config, reader, evaluation=True) if config.eval_data else None,
-        data_collator=collate,
+        data_collator=collator,
         callbacks=[counter, Pace(), *callbacks],
     )

@@ -13,6 +13,7 @@ Paper: arXiv 2402.11577, two-stream auto-regression.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
 from .attention import Layout, can_split, two_stream_attention
+from .packed_attention import fuses, packed_mask, reads_packed
 
 
 class TwoStreamModel(nn.Module):
@@ -47,18 +49,22 @@ class TwoStreamModel(nn.Module):
         token_ids: Tensor | None = None,
         k: int = 1,
         documents: Sequence[Mapping[str, Tensor]] = (),
+        packed: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Mean loss in nats of a batch of instances, or of documents with questions.
+        """Mean loss in nats of a batch of instances, of documents with questions, or of both.
 
         Args:
             token_ids: instances (B, N, L): the loss is that of chunks 2..N, or with one stream of
                 chunk N; None if there are documents.
             k: scale factor, the same for the whole batch.
             documents: fields of `questions.Document`: the loss is that of the answers.
+            packed: fields of `packing.Packed`, in which each piece has its own k.
 
         Returns:
             `loss`, a scalar.
         """
+        if packed is not None:
+            return {"loss": self._packed_loss(packed)}
         if token_ids is not None:
             return {"loss": self._text_loss(token_ids, k)}
         return {"loss": self._answer_loss(documents, k)}
@@ -78,6 +84,25 @@ class TwoStreamModel(nn.Module):
         )
         hidden = self._read(self.head_ids, rows.flatten(1, 2), targets, layout)  # type: ignore[arg-type]
         return chunk_loss(self.embedder.reader, hidden, targets, layout)
+
+    def _packed_loss(self, packed: Mapping[str, Tensor]) -> Tensor:
+        """Weighted loss of all that a packed batch predicts."""
+        reader = self.embedder.reader
+        rows = self.embedder.rows_at(packed["chunks"], packed["row_outputs"])
+        raw = reader.embed_tokens(packed["token_ids"])  # (B, S, H)
+        embeds = raw.flatten(0, 1).index_copy(0, packed["row_places"], rows.to(raw.dtype))
+        with reads_packed(reader):
+            hidden = reader.model.get_decoder()(
+                inputs_embeds=embeds.view_as(raw),
+                attention_mask=packed_mask(packed["start"], packed["seen"], packed["own"]),
+                position_ids=packed["positions"],
+                use_cache=False,
+            ).last_hidden_state
+        picked = hidden.flatten(0, 1)[packed["predicted_at"]]
+        loss: Tensor = FrozenHeadLoss.apply(  # type: ignore[no-untyped-call]
+            picked, packed["labels"], reader, packed["weights"]
+        )
+        return loss
 
     def _answer_loss(self, documents: Sequence[Mapping[str, Tensor]], k: int) -> Tensor:
         """Mean loss over the answers' tokens of all documents."""
@@ -172,32 +197,58 @@ class FrozenHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, reader: Reader) -> Tensor:
-        """Loss (scalar) of hidden states (T, H) and labels (T,)."""
+    def forward(
+        ctx: Any, hidden: Tensor, labels: Tensor, reader: Reader, weights: Tensor | None = None
+    ) -> Tensor:
+        """Loss (scalar) of hidden states (T, H) and labels (T,); with weights (T,) their sum."""
         wanted = ctx.needs_input_grad[0]
+        if weights is None:
+            weights = torch.full_like(labels, 1 / len(labels), dtype=torch.float32)
         gradient, total = torch.empty_like(hidden), hidden.new_zeros((), dtype=torch.float32)
         size = _HEAD_BLOCK[hidden.device.type == "cpu"]
         for part in (slice(first, first + size) for first in range(0, len(labels), size)):
             with torch.set_grad_enabled(wanted):
                 block = hidden[part].detach().requires_grad_(wanted)
                 logits = reader.logits(block)
-            log_probs = torch.log_softmax(logits.detach(), dim=-1, dtype=torch.float32)
-            picked = log_probs.gather(1, labels[part, None])
-            total -= picked.sum()
+            losses, logit_grads = _cross_entropy(logits.detach(), labels[part])
+            total += (losses * weights[part]).sum()
             if wanted:
-                logit_grads = log_probs.exp_().scatter_(1, labels[part, None], picked.expm1())
-                logits.backward(logit_grads.to(logits.dtype))
+                logits.backward(logit_grads)
                 assert block.grad is not None
-                gradient[part] = block.grad
-        ctx.save_for_backward(gradient.div_(len(labels)))
-        return total / len(labels)
+                gradient[part] = block.grad * weights[part, None]
+        ctx.save_for_backward(gradient)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         """Gradient (T, H) of the hidden states."""
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        return gradient * grad_output.to(gradient.dtype), None, None, None
 
 
-_HEAD_BLOCK = {True: 128, False: 1024}
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (T,) of logits (T, V) at labels (T,), and their gradients (T, V)."""
+    if fuses(logits.device):
+        fused: tuple[Tensor, Tensor] = _fused_cross_entropy()(logits, labels)
+        return fused
+    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    picked = log_probs.gather(1, labels[:, None])
+    gradients = log_probs.exp_().scatter_(1, labels[:, None], picked.expm1())
+    return -picked[:, 0], gradients.to(logits.dtype)
+
+
+def plain_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`_cross_entropy` in a form of which a compiler makes one kernel."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    at_label = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    losses = -torch.where(at_label, log_probs, 0).sum(-1)
+    return losses, (log_probs.exp() - at_label.float()).to(logits.dtype)
+
+
+@cache
+def _fused_cross_entropy() -> Any:
+    return torch.compile(plain_cross_entropy)
+
+
+_HEAD_BLOCK = {True: 128, False: 8192}
 """Tokens of a block, on a CPU (whose caches and allocator like it small) and elsewhere."""

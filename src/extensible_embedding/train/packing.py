@@ -1,0 +1,351 @@
+"""Pieces of text and questions -> packed batches: sequences of one size, whatever is in them.
+
+In: instances and documents with questions, each with its own chunk length and scale factor. Out:
+for a GPU, tensors whose shape hardly changes from batch to batch: every sequence has the same
+number of places, and is filled with as many pieces as it holds. A piece is
+
+    [head][rows of its context][block 1 raw] ... [block Q raw]
+
+and sees nothing of the others. Its context is embedded in chunks of the reading length, also where
+the blocks that read it are shorter: rows are then as they will be at reading time. Sequence i
+depends on the seed and i alone. Knows nothing of losses.
+
+Axes: B sequence, S place, C chunk, E token in chunk, R row, T predicted token, Q block.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..chunks import chunk_spans
+from ..downsampling import num_rows
+from .data import Instance, Instances, InstanceShape
+from .questions import Document, Questions, collate
+
+MOST_PIECES = 256
+"""Pieces of a sequence at most; numbers of the pieces of different sequences never meet."""
+_CHUNKS_TO_TEXT = 2
+"""Chunks that a sequence may embed, as a multiple of those that raw text of its length has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A context, and blocks of raw tokens that are read after its rows."""
+
+    head: Tensor
+    """(h,)."""
+    context: Tensor
+    """(n,)."""
+    blocks: tuple[Tensor, ...]
+    """Q times (l,), each with its own l."""
+    seen: tuple[int, ...]
+    """Rows that each block sees."""
+    predicted: tuple[int, ...]
+    """Tokens at the end of each block that are predicted."""
+    k: int
+    asks: bool
+    """Whether these are answers to questions."""
+
+    @classmethod
+    def of_instance(cls, instance: Instance, head: Tensor) -> Piece:
+        """Chunks 2..N as blocks, each after the rows of the chunks before it."""
+        ids = instance.token_ids  # (N, L)
+        blocks = tuple(ids[1:])
+        rows = num_rows(ids.shape[1], instance.k)
+        return cls(
+            head=head,
+            context=ids[:-1].flatten(),
+            blocks=blocks,
+            seen=tuple(rows * number for number in range(1, len(ids))),
+            predicted=tuple(map(len, blocks)),
+            k=instance.k,
+            asks=False,
+        )
+
+    @classmethod
+    def of_document(cls, document: Document, chunk_tokens: int) -> Piece:
+        """Questions as blocks, each after all rows; the padding of blocks is left out."""
+        places = torch.arange(document.blocks.shape[1])
+        ends = ((places + 1) * document.answers).amax(1).tolist()
+        blocks = tuple(block[:end] for block, end in zip(document.blocks, ends, strict=True))
+        rows = context_rows(len(document.context), chunk_tokens, document.k)
+        return cls(
+            head=document.head,
+            context=document.context,
+            blocks=blocks,
+            seen=(rows,) * len(blocks),
+            predicted=tuple(document.answers.sum(1).tolist()),
+            k=document.k,
+            asks=True,
+        )
+
+
+def context_rows(num_tokens: int, chunk_tokens: int, k: int) -> int:
+    """Rows of a context in chunks of the reading length."""
+    return sum(num_rows(end - start, k) for start, end in chunk_spans(num_tokens, chunk_tokens))
+
+
+class PackedSequences(Dataset[list[Piece]]):
+    """Sequences, each a list of pieces that fill it.
+
+    Args:
+        texts: instances, drawn one by one (batch size 1); what is left of a sequence cuts the last.
+        questions: documents, drawn one by one; None: there is text alone.
+        question_share: of the sequences that begin with questions; text fills what these leave.
+        head: raw tokens before the rows of a text, (h,).
+        num_sequences: length of this dataset.
+        sequence_places: places of a sequence (S).
+        reading_chunk_tokens: what the embedder sees at once (E).
+    """
+
+    def __init__(
+        self,
+        texts: Instances,
+        questions: Questions | None,
+        *,
+        question_share: float,
+        head: Tensor,
+        num_sequences: int,
+        sequence_places: int,
+        reading_chunk_tokens: int,
+    ) -> None:
+        self.texts, self.questions, self.question_share = texts, questions, question_share
+        self.head, self.num_sequences = head, num_sequences
+        self.sequence_places, self.reading_chunk_tokens = sequence_places, reading_chunk_tokens
+
+    def __len__(self) -> int:
+        return self.num_sequences
+
+    def asks(self, index: int) -> bool:
+        """Whether sequence `index` begins with questions."""
+        if self.questions is None:
+            return False
+        draw = np.random.default_rng((self.texts.seed, 6, index))
+        return bool(draw.random() < self.question_share)
+
+    def num_predicted(self, index: int, one_stream: bool = False) -> tuple[int, int]:
+        """Tokens that sequence `index` predicts, and how many of them are of answers."""
+        asked, texts = self._plan(index)
+        answers = sum(self._num_answers(number) for number in asked)
+        return answers + sum(shape.num_predicted() for _, shape in texts), answers
+
+    def __getitem__(self, index: int) -> list[Piece]:
+        asked, texts = self._plan(index)
+        pieces = [self._document(number) for number in asked]
+        for number, shape in texts:
+            pieces.append(Piece.of_instance(self.texts.instance(number, shape), self.head))
+        return pieces
+
+    def _num_answers(self, number: int) -> int:
+        assert self.questions is not None
+        return self.questions.num_predicted(number)
+
+    def _document(self, number: int) -> Piece:
+        assert self.questions is not None
+        return Piece.of_document(self.questions[number], self.reading_chunk_tokens)
+
+    def _plan(self, index: int) -> tuple[list[int], list[tuple[int, InstanceShape]]]:
+        """Numbers of the documents, then numbers and shapes of the instances, in a sequence."""
+        first, left = index * MOST_PIECES, self.sequence_places
+        asked = []
+        if self.asks(index):
+            for number, places in self._documents(first):
+                if places > left:
+                    break
+                asked.append(number)
+                left -= places
+        texts = []
+        for number in range(first, first + MOST_PIECES):
+            shape = self._fitting(self.texts.shape(number), left)
+            if shape is None:
+                break
+            texts.append((number, shape))
+            left -= self._places(shape)
+        return asked, texts
+
+    def _documents(self, first: int) -> Iterator[tuple[int, int]]:
+        """Numbers of documents and the places of each, until their chunks are too many."""
+        assert self.questions is not None
+        chunks_left = _CHUNKS_TO_TEXT * self.sequence_places // self.reading_chunk_tokens
+        for number in range(first, first + MOST_PIECES):
+            size = self.questions.size(number)
+            chunks_left -= -(-size.context_tokens // self.reading_chunk_tokens)
+            if chunks_left < 0:
+                return
+            rows = context_rows(size.context_tokens, self.reading_chunk_tokens, size.k)
+            yield number, size.head_tokens + rows + size.block_tokens
+
+    def _fitting(self, shape: InstanceShape, left: int) -> InstanceShape | None:
+        """The shape with as many of its chunks as fit; None if there are not two."""
+        each = shape.chunk_tokens + num_rows(shape.chunk_tokens, shape.k)
+        num_chunks = min(shape.num_chunks, 1 + (left - len(self.head)) // each)
+        if num_chunks < 2:
+            return None
+        return InstanceShape(num_chunks=num_chunks, chunk_tokens=shape.chunk_tokens, k=shape.k)
+
+    def _places(self, shape: InstanceShape) -> int:
+        rows = num_rows(shape.chunk_tokens, shape.k)
+        return len(self.head) + (shape.num_chunks - 1) * (shape.chunk_tokens + rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A batch of packed sequences."""
+
+    chunks: Tensor
+    """(C, E) token ids of all contexts, padded on the right."""
+    row_outputs: Tensor
+    """(R,) which output of the embedder, of C * E, each row is."""
+    row_places: Tensor
+    """(R,) where it stands, of B * S places."""
+    token_ids: Tensor
+    """(B, S) raw tokens; anything where there are rows."""
+    positions: Tensor
+    """(B, S)."""
+    start: Tensor
+    """(B, S) the first place of the head that a place sees, in its sequence."""
+    seen: Tensor
+    """(B, S) the place after the last of head and rows that a place sees."""
+    own: Tensor
+    """(B, S) the first place of the block that a place belongs to; of head and rows, itself."""
+    predicted_at: Tensor
+    """(T,) which place, of B * S, predicts each label."""
+    labels: Tensor
+    """(T,)."""
+    weights: Tensor
+    """(T,) of each label's loss, 1 in all."""
+
+
+def collate_packed(
+    sequences: Sequence[list[Piece] | Instance],
+    *,
+    sequence_places: int,
+    chunk_tokens: int,
+    question_share: float,
+) -> dict[str, Any]:
+    """A batch as `{"packed": fields of Packed}`; instances, drawn to evaluate, as `collate` has it.
+
+    Args:
+        sequences: B lists of pieces.
+        sequence_places: S.
+        chunk_tokens: what the embedder sees at once (E).
+        question_share: weight of the mean loss of all answers beside that of all text; where there
+            is but one of them, its weight is 1.
+    """
+    drawn = [each for each in sequences if isinstance(each, Instance)]
+    if drawn:
+        return collate(drawn)
+    packer = _Packer(len(sequences), sequence_places, chunk_tokens)
+    for number, pieces in enumerate(sequences):
+        packer.open(number)
+        for piece in pieces:  # type: ignore[union-attr]
+            packer.add(piece)
+    return {"packed": packer.batch(question_share)}
+
+
+class _Packer:
+    """Fills a batch, place by place."""
+
+    def __init__(self, num_sequences: int, sequence_places: int, chunk_tokens: int) -> None:
+        size = num_sequences * sequence_places
+        self.shape, self.chunk_tokens = (num_sequences, sequence_places), chunk_tokens
+        self.token_ids, self.positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        # A place that is left over sees nothing but itself.
+        self.own = np.tile(np.arange(sequence_places, dtype=np.int32), num_sequences)
+        self.start, self.seen = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        self.chunks: list[NDArray[np.int64]] = []
+        self.row_outputs: list[NDArray[np.int64]] = []
+        self.row_places: list[NDArray[np.int64]] = []
+        self.predicted_at: list[NDArray[np.int64]] = []
+        self.labels: list[NDArray[np.int64]] = []
+        self.asks: list[NDArray[np.bool_]] = []
+        self.place = self.base = 0
+
+    def open(self, number: int) -> None:
+        """Goes to the first place of a sequence."""
+        self.place = self.base = number * self.shape[1]
+
+    def add(self, piece: Piece) -> None:
+        """Puts a piece at the next places."""
+        start, num_head = self.place, len(piece.head)
+        num_all_rows = context_rows(len(piece.context), self.chunk_tokens, piece.k)
+        self._embed(piece.context.numpy(), piece.k, start + num_head)
+        end = start + num_head + num_all_rows
+        self.token_ids[start : start + num_head] = piece.head.numpy()
+        self.positions[start:end] = np.arange(end - start)
+        self.start[start:end] = start - self.base
+        self.seen[start:end] = np.arange(start, end) - self.base + 1
+        self.place = end
+        for block, seen, predicted in zip(piece.blocks, piece.seen, piece.predicted, strict=True):
+            self._add_block(block.numpy(), start, start + num_head + seen, predicted, piece.asks)
+
+    def _embed(self, context: NDArray[np.int64], k: int, place: int) -> None:
+        """Adds a context's chunks, and its rows from a place on."""
+        for start, end in chunk_spans(len(context), self.chunk_tokens):
+            chunk = np.zeros(self.chunk_tokens, np.int64)
+            chunk[: end - start] = context[start:end]
+            ends = np.minimum(np.arange(1, num_rows(end - start, k) + 1) * k, end - start)
+            self.row_outputs.append(len(self.chunks) * self.chunk_tokens + ends - 1)
+            self.row_places.append(np.arange(place, place + len(ends)))
+            self.chunks.append(chunk)
+            place += len(ends)
+
+    def _add_block(
+        self, block: NDArray[np.int64], start: int, seen: int, predicted: int, asks: bool
+    ) -> None:
+        """Puts a block at the next places; it goes on after the last row that it sees."""
+        first, end = self.place, self.place + len(block)
+        self.token_ids[first:end] = block
+        self.positions[first:end] = seen - start + np.arange(len(block))
+        self.own[first:end] = first - self.base
+        self.start[first:end], self.seen[first:end] = start - self.base, seen - self.base
+        before = np.concatenate([[seen - 1], np.arange(first, end - 1)])
+        self.predicted_at.append(before[len(block) - predicted :])
+        self.labels.append(block[len(block) - predicted :])
+        self.asks.append(np.full(predicted, asks))
+        self.place = end
+
+    def batch(self, question_share: float) -> dict[str, Tensor]:
+        """Fields of `Packed`."""
+        asks = np.concatenate(self.asks)
+        arrays = {
+            "chunks": np.stack(self.chunks),
+            "row_outputs": np.concatenate(self.row_outputs),
+            "row_places": np.concatenate(self.row_places),
+            "predicted_at": np.concatenate(self.predicted_at),
+            "labels": np.concatenate(self.labels),
+            "weights": _weights(asks, question_share),
+        }
+        for name in ("token_ids", "positions", "start", "seen", "own"):
+            arrays[name] = getattr(self, name).reshape(self.shape)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _weights(asks: NDArray[np.bool_], question_share: float) -> NDArray[np.float32]:
+    """Weights (T,) of the labels, of which some are of answers (T,)."""
+    num_answers = int(asks.sum())
+    if num_answers in (0, len(asks)):
+        return np.full(len(asks), 1 / len(asks), np.float32)
+    shares = question_share / num_answers, (1 - question_share) / (len(asks) - num_answers)
+    return np.where(asks, *shares).astype(np.float32)
+
+
+def packed_collator(
+    *, sequence_places: int, chunk_tokens: int, question_share: float
+) -> functools.partial[dict[str, Any]]:
+    """`collate_packed` with its settings, as a data loader calls it."""
+    return functools.partial(
+        collate_packed,
+        sequence_places=sequence_places,
+        chunk_tokens=chunk_tokens,
+        question_share=question_share,
+    )
