@@ -8,7 +8,7 @@ import pytest
 
 from extensible_embedding import Reader
 from extensible_embedding.errors import InputError
-from extensible_embedding.serve.choice import ENGINES, REMOTE, choose_engine
+from extensible_embedding.serve.choice import ENGINE_KEY, ENGINES, REMOTE, choose_engine
 
 
 def test_each_engine_has_its_name(tiny_reader: Reader, tmp_path: Path) -> None:
@@ -16,6 +16,21 @@ def test_each_engine_has_its_name(tiny_reader: Reader, tmp_path: Path) -> None:
         url = "http://localhost:1" if name in REMOTE else None
         source = str(tmp_path / "a.gguf")
         assert choose_engine(name, tiny_reader, source, url).name == name
+
+
+def test_an_engine_elsewhere_gets_its_key(
+    tiny_reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in REMOTE:
+        for key, expected in (("secret", "Bearer secret"), ("", None)):
+            monkeypatch.setenv(ENGINE_KEY, key)
+            engine = choose_engine(name, tiny_reader, "folder", "http://localhost:1")
+            assert engine._client.headers.get("authorization") == expected
+
+
+def test_llama_cpp_has_a_cell_for_each_row_of_the_window(tiny_reader: Reader) -> None:
+    reader = Reader(tiny_reader.model, tiny_reader.tokenizer, window=40_000)
+    assert choose_engine("llama.cpp", reader, "default", None).settings.num_cells == 40_000
 
 
 def test_llama_cpp_runs_gguf_files(tiny_reader: Reader) -> None:

@@ -16,7 +16,9 @@ from starlette.testclient import TestClient
 
 from extensible_embedding import ContextStore, ExtensibleEmbedder
 from extensible_embedding.archive import RATIO_FREE_BYTES
+from extensible_embedding.errors import CheckpointError
 from extensible_embedding.serve.app import create_app
+from extensible_embedding.serve.chat import Planner
 from extensible_embedding.serve.keys import Client, Key, Keys
 from extensible_embedding.serve.routes import contexts as routes
 from extensible_embedding.serve.service import Service
@@ -265,6 +267,38 @@ def test_progress_is_told_while_a_text_becomes_rows(
     assert seen[-1]["done"] == made["tokens"]
     assert [each["done"] for each in seen] == sorted(each["done"] for each in seen)  # type: ignore[type-var]
     assert api.get("/v1/progress").json() == idle
+
+
+def test_a_context_that_is_replaced_while_it_is_read_is_read_again(
+    api: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"name": "a", "text": WORDS * 20}
+    api.post("/v1/contexts", json=body)
+    real, times = Planner.finish, []
+
+    def finish(self: Planner, *args: Any) -> Any:
+        times.append(1)
+        if len(times) == 1:
+            service.store.add("a", WORDS * 10, service.embedder, k=service.settings.k, replace=True)
+            raise CheckpointError("a file of it is missing")
+        return real(self, *args)
+
+    monkeypatch.setattr(Planner, "finish", finish)
+    asked = {
+        "model": "extensible",
+        "messages": [{"role": "user", "content": "Who?"}],
+        "extensible": {"contexts": ["a"]},
+    }
+    answer = api.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 200
+    tokens = api.get("/v1/contexts/a").json()["tokens"]
+    assert answer.json()["usage"]["extensible"]["context_tokens"] == tokens
+
+
+def test_progress_of_others_is_not_told(service: Service) -> None:
+    service.embedding._progress = ("ann", 3, 9)
+    assert service.embedding.progress_of("ann") == (3, 9)
+    assert service.embedding.progress_of("bob") == (0, 0)
 
 
 def test_memory_of_the_process_is_among_the_metrics(api: TestClient) -> None:

@@ -23,7 +23,7 @@ from extensible_embedding.errors import EngineError
 from extensible_embedding.serve.app import create_app
 from extensible_embedding.serve.keys import Client, Key, Keys
 from extensible_embedding.serve.logs import LOGGER, JsonLines
-from extensible_embedding.serve.service import Service
+from extensible_embedding.serve.service import LONG_CHARS, Service
 from extensible_embedding.serve.settings import Limits
 
 from .conftest import Make, SimpleEngine, client_of, serving
@@ -261,6 +261,32 @@ def test_a_body_that_does_not_go_on_is_refused(make: Make) -> None:
     assert b'"code":"timeout"' in answer
 
 
+def test_a_client_that_does_not_read_is_left(make: Make, engine: SimpleEngine, text: str) -> None:
+    service = make(send_timeout_s=0.3)
+    with serving(service) as url:
+        httpx2.post(f"{url}/v1/contexts", json={"name": "a", "text": text * 2000}, timeout=120)
+        with _connected(url) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            ask = b"GET /v1/contexts/a/text HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            connection.sendall(ask * 20)
+            until(lambda: "499" in service.metrics.text().decode())
+        until(lambda: service.slots.running == 0)
+
+
+def test_long_messages_keep_nobody_else_waiting(make: Make) -> None:
+    service, going = make(), threading.Event()
+    with api_of(service) as api, ThreadPoolExecutor() as pool:
+        service.reading_long._pool.submit(going.wait)
+        long = {**ASKED, "messages": [{"role": "user", "content": "word " * (LONG_CHARS // 4)}]}
+        waits = pool.submit(lambda: api.post("/v1/chat/completions", json=long))
+        until(lambda: service.reading_long.jobs == 1)
+        assert api.post("/v1/chat/completions", json=ASKED).status_code == 200
+        assert api.get("/v1/contexts").status_code == 200
+        assert not waits.done()
+        going.set()
+        waits.result()
+
+
 def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(make: Make) -> None:
     with serving(make(header_timeout_s=0.3)) as url, _connected(url) as connection:
         connection.sendall(_head("/v1/contexts", 99_999_999))
@@ -305,13 +331,17 @@ def test_an_embedding_that_nobody_waits_for_leaves_nothing(
     assert "a" not in store
 
 
-def test_ready_says_what_is_wrong(service: Service, engine: SimpleEngine) -> None:
+def test_ready_tells_the_log_what_is_wrong(
+    service: Service, engine: SimpleEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, LOGGER.name)
     with api_of(service) as api:
         engine.fails = EngineError("The engine is gone; start it.")
         assert api.get("/health").status_code == 200
         answer = api.get("/ready")
         assert answer.status_code == 503
-        assert answer.json()["error"]["message"] == "The engine is gone; start it."
+        assert "gone" not in answer.text
+    assert "The engine is gone; start it." in caplog.records[-1].fields["message"]
 
 
 def test_metrics_count(service: Service, text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,14 +106,20 @@ class Planner:
         config: of the embedder that makes missing rows.
         fingerprint: of that embedder.
         settings: at which k they are made, and what requests do not say.
+        made: contexts that were made lately, shared with other planners; by default its own.
     """
 
     def __init__(
-        self, reader: Reader, config: EmbedderConfig, fingerprint: str, settings: ServeSettings
+        self,
+        reader: Reader,
+        config: EmbedderConfig,
+        fingerprint: str,
+        settings: ServeSettings,
+        made: Made | None = None,
     ) -> None:
         self.reader, self.config, self.settings = reader, config, settings
         self._fingerprint = fingerprint
-        self._made = _Made(settings.cache_bytes)
+        self._made = Made(settings.cache_bytes) if made is None else made
 
     def chat(self, request: ChatRequest, contexts: Sequence[Context]) -> Draft:
         """Plans an answer to messages.
@@ -307,8 +314,10 @@ class Planner:
         return asked or min(self.settings.max_new_tokens, max(1, self.reader.window // 4))
 
 
-class _Made:
+class Made:
     """Contexts of long texts that were made lately: a client sends its chat again with each turn.
+
+    For several threads.
 
     Args:
         most_bytes: of rows and ids; the oldest go first.
@@ -317,22 +326,25 @@ class _Made:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self._bytes = most_bytes, 0
         self._contexts: OrderedDict[bytes, Context] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, ids: Tensor, k: int) -> Context | None:
         """The context of these tokens (n,) at k, if it is there."""
         key = _digest(ids, k)
-        if key in self._contexts:
-            self._contexts.move_to_end(key)
-        return self._contexts.get(key)
+        with self._lock:
+            if key in self._contexts:
+                self._contexts.move_to_end(key)
+            return self._contexts.get(key)
 
     def keep(self, context: Context) -> None:
         """Adds one."""
         key = _digest(context.token_ids, context.k)
-        if key not in self._contexts:
-            self._contexts[key] = context
-            self._bytes += _num_bytes(context)
-        while self._bytes > self.most_bytes:
-            self._bytes -= _num_bytes(self._contexts.popitem(last=False)[1])
+        with self._lock:
+            if key not in self._contexts:
+                self._contexts[key] = context
+                self._bytes += _num_bytes(context)
+            while self._bytes > self.most_bytes:
+                self._bytes -= _num_bytes(self._contexts.popitem(last=False)[1])
 
 
 def _digest(ids: Tensor, k: int) -> bytes:

@@ -5,6 +5,7 @@ In: a name, the reader and where it came from. Out: an engine that is not starte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def _transformers(reader: Reader, source: str, url: str) -> Engine:
 
 
 def _llama_cpp(reader: Reader, source: str, url: str) -> Engine:
-    from .engines.llama_cpp import LlamaCppEngine
+    from .engines.llama_cpp import LlamaCppEngine, LlamaSettings
 
     file = Path(*embedded_reader()) if source == EMBEDDED_NAME else Path(source)
     if file.suffix != ".gguf":
@@ -59,7 +60,10 @@ def _llama_cpp(reader: Reader, source: str, url: str) -> Engine:
             f"llama.cpp runs .gguf files, but the reader is {source!r}; give the .gguf file of it, "
             "or choose another engine."
         )
-    return LlamaCppEngine(file)
+    settings = LlamaSettings()
+    if reader.window > settings.num_cells:  # one prompt may fill the window
+        settings = LlamaSettings(num_cells=reader.window)
+    return LlamaCppEngine(file, settings)
 
 
 def _vllm(reader: Reader, source: str, url: str) -> Engine:
@@ -71,15 +75,22 @@ def _vllm(reader: Reader, source: str, url: str) -> Engine:
 def _vllm_server(reader: Reader, source: str, url: str) -> Engine:
     from .engines.vllm_server import VllmServerEngine
 
-    return VllmServerEngine(url, reader.embed_tokens)
+    return VllmServerEngine(url, reader.embed_tokens, api_key=_engine_key())
 
 
 def _sglang(reader: Reader, source: str, url: str) -> Engine:
     from .engines.sglang import SGLangEngine
 
-    return SGLangEngine(url, reader.embed_tokens)
+    return SGLangEngine(url, reader.embed_tokens, api_key=_engine_key())
 
 
+def _engine_key() -> str | None:
+    """A secret, hence no argument, which other users of the machine could read."""
+    return os.environ.get(ENGINE_KEY) or None
+
+
+ENGINE_KEY = "EXTENSIBLE_ENGINE_KEY"
+"""The environment variable with the API key of the server that runs the reader."""
 ENGINES: dict[str, Callable[[Reader, str, str], Engine]] = {
     "transformers": _transformers,
     "llama.cpp": _llama_cpp,

@@ -40,6 +40,17 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """A part of a context's text."""
+
+    text: str
+    start_byte: int
+    end_byte: int
+    text_bytes: int
+    """Of the whole text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Usage:
     """What a client keeps."""
 
@@ -57,7 +68,7 @@ class Library:
         store: where they are.
         embedder: makes their rows.
         settings: at which k, and how many.
-        reading: thread that looks things up.
+        looking: thread that looks things up.
         embedding: thread that changes the store.
     """
 
@@ -66,11 +77,11 @@ class Library:
         store: ContextStore,
         embedder: ExtensibleEmbedder,
         settings: ServeSettings,
-        reading: Worker,
+        looking: Worker,
         embedding: Worker,
     ) -> None:
         self.store, self.embedder, self.settings = store, embedder, settings
-        self._reading, self._embedding = reading, embedding
+        self._looking, self._embedding = looking, embedding
 
     async def add(
         self,
@@ -116,7 +127,7 @@ class Library:
             )
             return self._own_kept(client, name)
 
-        return await self._embedding.run_stoppable(job)
+        return await self._embedding.run_stoppable(job, client.name)
 
     async def append(self, client: Client, name: str, text: str) -> Kept:
         """Goes on with a context; raises as `add`, and ApiError where there is none."""
@@ -126,7 +137,7 @@ class Library:
             self.store.append(_own(client, name), text, self.embedder, progress=progress)
             return self._own_kept(client, name)
 
-        return await self._embedding.run_stoppable(job)
+        return await self._embedding.run_stoppable(job, client.name)
 
     async def delete(self, client: Client, name: str) -> None:
         """Removes a context; raises as `append`."""
@@ -139,7 +150,7 @@ class Library:
 
     async def all(self, client: Client) -> list[Kept]:
         """All that a client may read, by name."""
-        return await self._reading.run(lambda: sorted(self._all(client), key=lambda k: k.name))
+        return await self._looking.run(lambda: sorted(self._all(client), key=lambda k: k.name))
 
     async def show(self, client: Client, name: str) -> Kept:
         """One of them.
@@ -147,11 +158,16 @@ class Library:
         Raises:
             ApiError: there is none of that name.
         """
-        return await self._reading.run(lambda: self._find(client, name))
+        return await self._looking.run(lambda: self._find(client, name))
 
-    async def text(self, client: Client, name: str) -> str:
-        """The text of one of them; raises as `show`, and CheckpointError if it is damaged."""
-        return await self._reading.run(lambda: self._opened(client, name).text())
+    async def text(self, client: Client, name: str, start_byte: int, num_bytes: int) -> TextPart:
+        """Whole characters of one of them, of these bytes.
+
+        Raises as `show`, and CheckpointError if it is damaged.
+        """
+        return await self._looking.run(
+            lambda: _part(self._opened(client, name).text().encode(), start_byte, num_bytes)
+        )
 
     async def usage(self, client: Client) -> Usage:
         """What a client keeps itself."""
@@ -166,7 +182,7 @@ class Library:
                 text_bytes=sum(each.text_bytes for each in own),
             )
 
-        return await self._reading.run(job)
+        return await self._looking.run(job)
 
     def open(self, client: Client, names: Sequence[str]) -> list[Context]:
         """Contexts to read, whose rows come when k is known; to be called in the reading thread.
@@ -228,6 +244,19 @@ class Library:
                 f"A key keeps {most} contexts at most, and it has as many; delete one.",
                 code="too_many_contexts",
             )
+
+
+def _part(whole: bytes, start_byte: int, num_bytes: int) -> TextPart:
+    text = whole[start_byte : start_byte + num_bytes].decode(errors="ignore")
+    start = min(start_byte, len(whole))
+    while start < len(whole) and whole[start] & 0xC0 == 0x80:
+        start += 1
+    return TextPart(
+        text=text,
+        start_byte=start,
+        end_byte=start + len(text.encode()),
+        text_bytes=len(whole),
+    )
 
 
 def _own(client: Client, name: str) -> str:

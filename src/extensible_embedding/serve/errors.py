@@ -33,6 +33,13 @@ _STATUS: Sequence[tuple[type[ExtensibleError], int, str | None]] = (
     (StorageError, 507, "storage"),
     (EngineError, 502, "engine"),
 )
+_OWN_FAULTS = {
+    "damaged": "A context that was asked for is damaged on the server; its log says which.",
+    "storage": "The disk of the server refuses; its log says why.",
+    "engine": "The engine that runs the model does not answer as it should; the server's log says "
+    "why.",
+}
+"""What a client is told of faults of the server: its log has paths and addresses, not they."""
 
 
 class ApiError(HTTPException):
@@ -62,7 +69,8 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, ExtensibleError):
         for kind, status, code in _STATUS:
             if isinstance(error, kind):
-                return ApiError(status, str(error), code=code)
+                told = _OWN_FAULTS.get(code or "", str(error))
+                return ApiError(status, told, code=code)
         return ApiError(400, str(error))
     return ApiError(500, "Something went wrong on the server; its log has more.", code="internal")
 
@@ -100,7 +108,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         made = api_error(error)
         if made.status_code >= 500:
-            request.state.failure = error
+            request.scope["state"].setdefault("failure", error)
         return response_of(made)
 
     for kind in (HTTPException, RequestValidationError, ExtensibleError):

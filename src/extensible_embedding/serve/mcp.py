@@ -6,6 +6,7 @@ also reads files of its own machine. Knows nothing of transports but who asks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,9 @@ from pydantic import BaseModel, Field
 from .._version import __version__
 from ..errors import ExtensibleError
 from ..text import read_document
-from .errors import ApiError
+from .errors import ApiError, api_error
 from .keys import Client
+from .logs import fault_fields, log
 from .routes.common import while_there
 from .schema import ChatMessage, ChatRequest, Extensible, Source
 from .service import Service
@@ -131,10 +133,11 @@ def _told() -> Iterator[None]:
     """What cannot be done is told to the agent, which may know better."""
     try:
         yield
-    except ApiError as error:
-        raise ToolError(str(error.detail)) from error
-    except ExtensibleError as error:
-        raise ToolError(str(error)) from error
+    except (ApiError, ExtensibleError) as error:
+        made = api_error(error)
+        if made.status_code >= 500:
+            log("tool", level=logging.ERROR, **fault_fields(error))
+        raise ToolError(str(made.detail)) from error
 
 
 async def _add(service: Service, client: Client, name: str, text: str, title: str) -> Document:

@@ -328,7 +328,7 @@ class UsageObject(BaseModel):
 
 
 class ProgressObject(BaseModel):
-    """How far the text is that becomes rows now, whoever sent it."""
+    """How far the key's own text is that becomes rows now."""
 
     object: Literal["progress"] = "progress"
     done: int = Field(description="Of its tokens.")

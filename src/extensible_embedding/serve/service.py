@@ -17,10 +17,10 @@ from typing import TypeVar
 from ..cite import Citation, citations
 from ..context import Context
 from ..embedder import ExtensibleEmbedder
-from ..errors import StorageError
+from ..errors import CheckpointError, StorageError
 from ..reader import Reader
 from ..store.store import ContextStore
-from .chat import Draft, Planner, Ready
+from .chat import Draft, Made, Planner, Ready
 from .completing import Piece, in_time, text_of
 from .contexts import Library
 from .engines.base import Engine
@@ -32,6 +32,8 @@ from .schema import ChatRequest, CompletionRequest, Generation, UsageCounts
 from .settings import ServeSettings
 from .workers import Worker
 
+LONG_CHARS = 1 << 18
+"""Messages with more are read in a thread of their own: their tokens take seconds."""
 _Asked = TypeVar("_Asked", bound=Generation)
 
 
@@ -75,15 +77,28 @@ class Service:
         self._decoding = _with_own_tokenizer(reader)
         self.slots = Slots(self.settings.max_requests)
         self.reading = Worker("reading", self.settings.max_requests)
+        self.reading_long = Worker("reading-long", self.settings.max_requests)
+        self.looking = Worker("looking", self.settings.max_requests)
         self.embedding = Worker("embedder", self.settings.max_queued)
         # A file may take minutes to parse: nobody but other files waits for it.
         self.parsing = Worker("parsing", self.settings.max_queued)
-        self.library = Library(store, embedder, self.settings, self.reading, self.embedding)
-        self.planner = Planner(self.reader, embedder.config, embedder.fingerprint, self.settings)
-        threads = (self.reading, self.embedding, self.parsing)
+        self.library = Library(store, embedder, self.settings, self.looking, self.embedding)
+        made = Made(self.settings.cache_bytes)
+        short, long = (
+            Planner(each, embedder.config, embedder.fingerprint, self.settings, made)
+            for each in (self.reader, _with_own_tokenizer(reader))
+        )
+        self._lanes = ((self.reading, short), (self.reading_long, long))
+        self._threads = (
+            self.parsing,
+            self.embedding,
+            self.looking,
+            self.reading_long,
+            self.reading,
+        )
         self.metrics = Metrics(
             lambda: self.slots.running,
-            {each.name: _counted(each) for each in threads},
+            {each.name: _counted(each) for each in self._threads},
             engine.numbers,
         )
         self.created = int(time.time())
@@ -95,7 +110,7 @@ class Service:
             async with self.engine:
                 yield self
         finally:
-            for thread in (self.parsing, self.embedding, self.reading):
+            for thread in self._threads:
                 await thread.stop()
 
     async def check(self) -> None:
@@ -122,29 +137,31 @@ class Service:
         Raises:
             ApiError, InputError, WindowError: it cannot be answered, and why.
         """
-        return await self._answering(client, request, self.planner.chat, start)
+        size = sum(len(message.text) for message in request.messages)
+        return await self._answering(client, request, Planner.chat, size, start)
 
     async def complete(
         self, client: Client, request: CompletionRequest, *, start: float | None = None
     ) -> Answering:
         """Goes on with a text; else as `chat`."""
-        return await self._answering(client, request, self.planner.completion, start)
+        return await self._answering(client, request, Planner.completion, len(request.text), start)
 
     async def _answering(
         self,
         client: Client,
         request: _Asked,
-        plan: Callable[[_Asked, Sequence[Context]], Draft],
+        plan: Callable[[Planner, _Asked, Sequence[Context]], Draft],
+        size: int,
         start: float | None,
     ) -> Answering:
+        """An answer to a request with so many characters."""
         start = time.monotonic() if start is None else start
-        until, names = start + self.settings.request_timeout_s, request.extensible.contexts
+        until = start + self.settings.request_timeout_s
         with in_time(until, self.settings.request_timeout_s):
-            draft = await self.reading.run(
-                lambda: plan(request, self.library.open(client, names) if names else [])
-            )
-            made = [await self._rows(context) for context in draft.missing]
-            ready = await self.reading.run(lambda: self.planner.finish(draft, made))
+            try:
+                ready = await self._ready(client, request, plan, size)
+            except CheckpointError:  # as a rule a context that was replaced while it was read
+                ready = await self._ready(client, request, plan, size)
         usage = ready.usage(self.reader.window, 0)
         self.metrics.prompt_rows.observe(usage.extensible.rows)
         self.metrics.prompt_k.observe(usage.extensible.k)
@@ -153,12 +170,29 @@ class Service:
         answering.pieces = self._pieces(answering, request, start, until)
         return answering
 
-    async def _rows(self, context: Context) -> Context:
+    async def _ready(
+        self,
+        client: Client,
+        request: _Asked,
+        plan: Callable[[Planner, _Asked, Sequence[Context]], Draft],
+        size: int,
+    ) -> Ready:
+        """A prompt with all of its rows; long messages wait for long ones alone."""
+        thread, planner = self._lanes[size > LONG_CHARS]
+        names = request.extensible.contexts
+        draft = await thread.run(
+            lambda: plan(planner, request, self.library.open(client, names) if names else [])
+        )
+        made = [await self._rows(client, context) for context in draft.missing]
+        return await thread.run(lambda: planner.finish(draft, made))
+
+    async def _rows(self, client: Client, context: Context) -> Context:
         """A context with the rows of its tokens."""
         made = await self.embedding.run_stoppable(
             lambda progress: self.embedder.compress(
                 context.token_ids, k=context.k, title=context.title, progress=progress
-            )
+            ),
+            client.name,
         )
         self.metrics.embedded_tokens.inc(context.num_tokens)
         return made

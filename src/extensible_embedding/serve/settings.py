@@ -53,6 +53,8 @@ class ServeSettings:
     """In which the body of a request comes, and a second more for every 16 KiB of it."""
     header_timeout_s: float = 10.0
     """In which the head of a request comes."""
+    send_timeout_s: float = 60.0
+    """In which a client takes what is sent; one that does not read has left."""
     stop_timeout_s: float = 30.0
     """For requests that run when the server is stopped."""
     cache_bytes: int = 256 * MIB
@@ -62,8 +64,8 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "k")
-        names = ("request_timeout_s", "body_timeout_s", "header_timeout_s", "stop_timeout_s")
-        check_at_least(self, 0.01, *names)
+        names = ("request", "body", "header", "send", "stop")
+        check_at_least(self, 0.01, *(f"{name}_timeout_s" for name in names))
 
 
 def check_at_least(settings: object, least: float, *names: str) -> None:

@@ -31,8 +31,8 @@ class Worker:
 
     def __init__(self, name: str, most: int) -> None:
         self.name, self.most, self.jobs = name, most, 0
-        self.progress = (0, 0)
-        """Of the job that runs: how much of how much is done; (0, 0) if it has not said."""
+        self._progress = ("", 0, 0)
+        """Of the job that runs: whose it is, how much of how much is done."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, job: Callable[[], _Value]) -> _Value:
@@ -49,14 +49,21 @@ class Worker:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
         return await asyncio.wrap_future(future)
 
-    async def run_stoppable(self, job: Callable[[Callable[[int, int], None]], _Value]) -> _Value:
+    def progress_of(self, owner: str) -> tuple[int, int]:
+        """How much of how much is done of the job that runs; (0, 0) if it is not the owner's."""
+        name, done, total = self._progress
+        return (done, total) if name == owner else (0, 0)
+
+    async def run_stoppable(
+        self, job: Callable[[Callable[[int, int], None]], _Value], owner: str
+    ) -> _Value:
         """Does a job that reports progress, and ends at its next report if nobody waits for it."""
         left = threading.Event()
 
         def progress(done: int, total: int) -> None:
             if left.is_set():
                 raise Stopped
-            self.progress = (done, total)
+            self._progress = (owner, done, total)
 
         try:
             return await self.run(lambda: job(progress))
@@ -70,4 +77,4 @@ class Worker:
 
     def _done(self) -> None:
         self.jobs -= 1
-        self.progress = (0, 0)
+        self._progress = ("", 0, 0)

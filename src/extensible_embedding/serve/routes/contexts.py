@@ -6,6 +6,7 @@ of 201 or 200 says that it is on the disk.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import tempfile
@@ -109,18 +110,8 @@ async def show_text(
     num_bytes: Annotated[int, Query(ge=4, le=MAX_TEXT_BYTES)] = MAX_TEXT_BYTES,
 ) -> ContextText:
     """Shows a part of a context's text, by whole characters."""
-    whole = (await service.library.text(client, name)).encode()
-    text = whole[start_byte : start_byte + num_bytes].decode(errors="ignore")
-    start = min(start_byte, len(whole))
-    while start < len(whole) and whole[start] & 0xC0 == 0x80:
-        start += 1
-    return ContextText(
-        name=name,
-        start_byte=start,
-        end_byte=start + len(text.encode()),
-        text_bytes=len(whole),
-        text=text,
-    )
+    part = await service.library.text(client, name, start_byte, num_bytes)
+    return ContextText(name=name, **dataclasses.asdict(part))
 
 
 @router.post("/contexts/{name}/append", responses=errors_of(404, 409, 507))
@@ -140,9 +131,9 @@ async def delete_context(name: Name, client: ClientOf, service: ServiceOf) -> De
 
 
 @router.get("/progress", responses=errors_of())
-async def progress(service: ServiceOf) -> ProgressObject:
-    """Says how far the text is that becomes rows now."""
-    done, total = service.embedding.progress
+async def progress(client: ClientOf, service: ServiceOf) -> ProgressObject:
+    """Says how far the text is that becomes rows now, if the key sent it."""
+    done, total = service.embedding.progress_of(client.name)
     return ProgressObject(done=done, total=total, waiting=max(0, service.embedding.jobs - 1))
 
 

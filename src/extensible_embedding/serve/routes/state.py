@@ -5,7 +5,7 @@ In: nothing. Out: health, readiness, and metrics for Prometheus.
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...errors import ExtensibleError
@@ -24,12 +24,18 @@ async def health() -> State:
 
 
 @router.get("/ready", responses=errors_of(503))
-async def ready(service: ServiceOf) -> State:
-    """Says whether a request could be answered now."""
+async def ready(request: Request, service: ServiceOf) -> State:
+    """Says whether a request could be answered now; why not, the log says: no key is asked for."""
     try:
         await service.check()
     except ExtensibleError as error:
-        raise ApiError(503, str(error), code="not_ready", headers={"Retry-After": "5"}) from error
+        request.state.failure = error
+        raise ApiError(
+            503,
+            "The server cannot answer now; its log says why.",
+            code="not_ready",
+            headers={"Retry-After": "5"},
+        ) from None
     return State()
 
 
