@@ -138,6 +138,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "learning_rate": [*NOT_NUMBERS, 0.0],
     "projection_learning_rate": [*NOT_NUMBERS, 0.0],
     "weight_decay": NOT_NUMBERS,
+    "max_minutes": [*(value for value in NOT_NUMBERS if value is not None), 0.0],
     "max_grad_norm": NOT_NUMBERS,
     "warmup_steps": NOT_STEPS,
     "decay_steps": NOT_STEPS,

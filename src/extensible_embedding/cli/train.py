@@ -22,6 +22,7 @@ from ..checkpoint import CONFIG
 from ..folders import read_json
 from ..train.checkpoints import last_checkpoint
 from ..train.config import TrainConfig, load_config
+from ..train.deadline import share_of
 from ..train.trainer import is_first_process
 from ..train.trainer import train as run
 from . import INTERRUPTED
@@ -118,7 +119,8 @@ class TrainingBar(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step = state.global_step
-        self.bar.update(self.task, completed=state.global_step)
+        done = max(state.global_step, share_of(state) * state.max_steps)
+        self.bar.update(self.task, completed=done)
         self._describe(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

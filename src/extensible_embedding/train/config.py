@@ -71,6 +71,8 @@ class TrainConfig:
 
     max_steps: int = 1000
     """Optimizer steps in all."""
+    max_minutes: float | None = None
+    """End by the clock, if that is before the last step; the rate falls as if it were."""
     batch_size: int = 1
     """Instances at once on each device, which share chunk length and k; or packed sequences."""
     gradient_accumulation_steps: int = 2
@@ -197,6 +199,7 @@ RANGES: dict[str, Range] = {
     "sequence_places": _or_null(_whole(1)),
     "workers": _whole(0),
     "max_steps": _whole(1),
+    "max_minutes": _or_null(_RATE),
     "batch_size": _whole(1),
     "gradient_accumulation_steps": _whole(1),
     "learning_rate": _RATE,

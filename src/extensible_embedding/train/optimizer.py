@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..checkpoint import own_weights
 from ..embedder import ExtensibleEmbedder
 from .config import TrainConfig
+from .deadline import Deadline
 
 
 def make_optimizer(embedder: ExtensibleEmbedder, config: TrainConfig) -> torch.optim.Optimizer:
@@ -22,15 +23,24 @@ def make_optimizer(embedder: ExtensibleEmbedder, config: TrainConfig) -> torch.o
     return torch.optim.AdamW(_groups(embedder, config), betas=(0.9, 0.98), fused=True)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, deadline: Deadline
+) -> LambdaLR:
     """The rates of `rate_at`, step by step."""
-    return LambdaLR(optimizer, lambda step: rate_at(step, config))
+    return LambdaLR(optimizer, lambda step: rate_at(step, config, deadline.share))
 
 
-def rate_at(step: int, config: TrainConfig) -> float:
-    """Share of the learning rate: linear warm-up, constant, linear decay at the end."""
+def rate_at(step: int, config: TrainConfig, time_share: float = 0.0) -> float:
+    """Share of the learning rate: linear warm-up, constant, linear decay at the end.
+
+    Args:
+        step: that is to come.
+        config: of the run.
+        time_share: of the run's time, that has passed: it counts as so much of the steps.
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    left = (config.max_steps - step) / max(1, config.decay_steps)
+    passed = max(float(step), time_share * config.max_steps)
+    left = (config.max_steps - passed) / max(1, config.decay_steps)
     return warm * min(1.0, max(0.0, left)) if config.decay_steps else warm
 
 
@@ -39,12 +49,13 @@ def set_rates(
     schedule: LambdaLR,
     embedder: ExtensibleEmbedder,
     config: TrainConfig,
+    deadline: Deadline,
 ) -> None:
     """Puts the configuration's rates and decay over those that a checkpoint brought along."""
     wanted = _groups(embedder, config)
     for group, new in zip(optimizer.param_groups, wanted, strict=True):
         group["initial_lr"], group["weight_decay"] = new["lr"], new["weight_decay"]
-        group["lr"] = new["lr"] * rate_at(schedule.last_epoch, config)
+        group["lr"] = new["lr"] * rate_at(schedule.last_epoch, config, deadline.share)
     schedule.base_lrs = [group["lr"] for group in wanted]
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 

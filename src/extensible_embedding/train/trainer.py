@@ -36,6 +36,7 @@ from .checkpoints import (
 )
 from .config import TrainConfig, check_files
 from .data import FirstFactors, Instances, Report, default_cache, tokenize_file
+from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
 from .packing import MOST_PIECES, PackedSequences, packed_collator
 from .questions import Mixed, Questions, collate, tokenize_questions
@@ -46,8 +47,8 @@ from .two_stream import TwoStreamModel
 class TwoStreamTrainer(Trainer):
     """Saves the embedder alone, and gives its projection a rate of its own."""
 
-    def __init__(self, *args: Any, config: TrainConfig, **kwargs: Any) -> None:
-        self.config = config
+    def __init__(self, *args: Any, config: TrainConfig, deadline: Deadline, **kwargs: Any) -> None:
+        self.config, self.deadline = config, deadline
         super().__init__(*args, **kwargs)
 
     @property
@@ -64,7 +65,7 @@ class TwoStreamTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.embedder, self.config)
-            self.lr_scheduler = make_schedule(self.optimizer, self.config)
+            self.lr_scheduler = make_schedule(self.optimizer, self.config, self.deadline)
         return self.optimizer
 
     def prediction_step(
@@ -101,7 +102,7 @@ class TwoStreamTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        set_rates(self.optimizer, self.lr_scheduler, self.embedder, self.config)
+        set_rates(self.optimizer, self.lr_scheduler, self.embedder, self.config, self.deadline)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -340,6 +341,7 @@ def make_trainer(
             chunk_tokens=embedder.config.chunk_tokens,
             question_share=config.question_share,
         )
+    deadline = Deadline(config.max_minutes)
     counter = TokenCounter(embedder, training, config, processes(reader.device).num_processes)
     return TwoStreamTrainer(
         model=TwoStreamModel(embedder, one_stream=config.one_stream),
@@ -348,5 +350,6 @@ def make_trainer(
         train_dataset=training,
         eval_dataset=instances(config, reader, evaluation=True) if config.eval_data else None,
         data_collator=collator,
-        callbacks=[counter, Pace(), *callbacks],
+        callbacks=[deadline, counter, Pace(), *callbacks],
+        deadline=deadline,
     )
