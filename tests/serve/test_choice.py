@@ -29,8 +29,9 @@ def test_an_engine_elsewhere_gets_its_key(
 
 
 def test_llama_cpp_has_a_cell_for_each_row_of_the_window(tiny_reader: Reader) -> None:
-    reader = Reader(tiny_reader.model, tiny_reader.tokenizer, window=40_000)
-    assert choose_engine("llama.cpp", reader, "default", None).settings.num_cells == 40_000
+    for window, cells in ((512, 16_384), (20_000, 20_000), (131_072, 32_768)):
+        reader = Reader(tiny_reader.model, tiny_reader.tokenizer, window=window)
+        assert choose_engine("llama.cpp", reader, "default", None).settings.num_cells == cells
 
 
 def test_llama_cpp_runs_gguf_files(tiny_reader: Reader) -> None:

@@ -13,7 +13,7 @@ from extensible_embedding.train.config import TrainConfig
 from extensible_embedding.train.optimizer import rate_at
 from extensible_embedding.train.trainer import train
 
-from .conftest import KillAfter, Killed, Watch
+from .conftest import KillAfter, Killed, Watch, same, weights
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_time_that_has_passed_counts_as_steps(config: TrainConfig) -> None:
 
 @pytest.mark.usefixtures("minutes")
 def test_a_run_ends_in_time(config: TrainConfig, reader: Reader) -> None:
-    timed = dataclasses.replace(config, max_minutes=13.0, warmup_steps=0, decay_steps=12)
+    timed = dataclasses.replace(config, max_minutes=8.0, warmup_steps=0, decay_steps=12)
     watch = Watch()
     folder = train(timed, reader=reader, callbacks=[watch])
     steps = ExtensibleEmbedder.from_pretrained(folder, reader).training_record["steps"]
@@ -44,14 +44,30 @@ def test_a_run_ends_in_time(config: TrainConfig, reader: Reader) -> None:
 
 @pytest.mark.usefixtures("minutes")
 def test_a_run_that_goes_on_has_the_time_that_was_left(config: TrainConfig, reader: Reader) -> None:
-    timed: Any = dataclasses.replace(config, max_minutes=17.0, save_steps=1)
-    whole = ExtensibleEmbedder.from_pretrained(train(timed, reader=reader), reader)
+    uninterrupted = Watch()
+    timed: Any = dataclasses.replace(config, max_minutes=9.0, decay_steps=12, save_steps=1)
+    folder = train(timed, reader=reader, callbacks=[uninterrupted])
+    whole = ExtensibleEmbedder.from_pretrained(folder, reader)
     other = dataclasses.replace(timed, output_dir=config.output_dir + "2")
     with pytest.raises(Killed):
         train(other, reader=reader, callbacks=[KillAfter(3)])
-    resumed = ExtensibleEmbedder.from_pretrained(train(other, reader=reader), reader)
+    watch = Watch()
+    resumed = ExtensibleEmbedder.from_pretrained(
+        train(other, reader=reader, callbacks=[watch]), reader
+    )
+    for step, rates in watch.rates.items():
+        if step in uninterrupted.rates:
+            assert rates == pytest.approx(uninterrupted.rates[step], rel=0.3)
     lost = whole.training_record["steps"] - resumed.training_record["steps"]  # type: ignore[operator]
     assert lost in (0, 1)
+
+
+@pytest.mark.usefixtures("minutes")
+def test_a_run_that_is_over_trains_no_more(config: TrainConfig, reader: Reader) -> None:
+    timed = dataclasses.replace(config, max_minutes=5.0)
+    first, watch = weights(train(timed, reader=reader)), Watch()
+    assert same(weights(train(timed, reader=reader, callbacks=[watch])), first)
+    assert not watch.rates
 
 
 def test_without_it_steps_decide(config: TrainConfig, reader: Reader) -> None:

@@ -201,8 +201,9 @@ def test_workers_make_the_same_batches(asking: TrainConfig, reader: Reader, tmp_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"scale_factors": [3]}, "every k divides every chunk length, but 3 does not divide 16"),
-        ({"first_scale_factors": [5]}, "but 5 does not divide"),
+        ({"question_share": 1.0}, "`question_share` is below 1 with `sequence_places`"),
+        ({"first_steps": 3}, "come together, but they are None and 3; give both or neither"),
+        ({"first_scale_factors": [2]}, r"come together, but they are \[2\] and 0"),
         ({"down_sampling": "mean"}, "`down_sampling` is strided with `sequence_places`"),
         ({"one_stream": True}, "`one_stream` is False with `sequence_places`"),
         ({"sequence_places": 0}, "`sequence_places` is a whole number, 1 or more"),
@@ -213,6 +214,62 @@ def test_what_cannot_be_packed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(asking, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scale_factors": [3]}, "every k divides every chunk length, but 3 does not divide 8"),
+        ({"first_scale_factors": [5], "first_steps": 1}, "but 5 does not divide 8"),
+        ({"sequence_places": 24}, "holds the rows of one chunk and the next chunk, 25 places"),
+    ],
+)
+def test_what_does_not_pack_with_this_embedder_is_refused(
+    asking: TrainConfig, reader: Reader, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(dataclasses.replace(asking, **change), reader=reader)
+
+
+def test_questions_that_no_sequence_holds_are_refused(
+    asking: TrainConfig, reader: Reader, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"context": "word " * 80, "question": "?", "answers": ["x"]}))
+    short = dataclasses.replace(asking, sequence_places=100)
+    with pytest.raises(ConfigError, match="of 256 documents drawn none fits 100 places"):
+        train(dataclasses.replace(short, questions=[str(path)]), reader=reader)
+    mixed = dataclasses.replace(short, questions=[str(path), *(asking.questions or [])])
+    sequences = drawn(mixed, reader)
+    assert any(sequences.num_predicted(index)[1] for index in range(8))
+
+
+def test_rows_that_are_not_strided_are_refused(
+    asking: TrainConfig, reader: Reader, tmp_path: Path
+) -> None:
+    plain = dataclasses.replace(asking, sequence_places=None, max_steps=1, down_sampling="mean")
+    again = dataclasses.replace(
+        asking, init_from=str(train(plain, reader=reader)), output_dir=str(tmp_path / "again")
+    )
+    with pytest.raises(ConfigError, match="rows are strided, but those of the embedder are 'mean'"):
+        train(again, reader=reader)
+
+
+def test_the_reading_chunk_is_that_of_the_embedder(
+    asking: TrainConfig, reader: Reader, tmp_path: Path
+) -> None:
+    first = dataclasses.replace(asking, max_steps=1, reading_chunk_tokens=24, scale_factors=[8])
+    folder = str(train(first, reader=reader))
+    again = dataclasses.replace(
+        asking,
+        init_from=folder,
+        output_dir=str(tmp_path / "again"),
+        reading_chunk_tokens=256,
+        scale_factors=[16],
+        chunk_tokens=[16],
+    )
+    with pytest.raises(ConfigError, match="16 does not divide 24"):
+        train(again, reader=reader)
 
 
 def test_readers_with_other_attention_are_refused(

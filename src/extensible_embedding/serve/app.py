@@ -111,7 +111,7 @@ def server_of(service: Service, host: str, port: int) -> uvicorn.Server:
         create_app(service),
         host=host,
         port=port,
-        http=patient_protocol(settings.header_timeout_s),
+        http=patient_protocol(settings.header_timeout_s, settings.send_timeout_s),
         ws="none",
         log_config=None,
         access_log=False,

@@ -60,10 +60,9 @@ def _llama_cpp(reader: Reader, source: str, url: str) -> Engine:
             f"llama.cpp runs .gguf files, but the reader is {source!r}; give the .gguf file of it, "
             "or choose another engine."
         )
-    settings = LlamaSettings()
-    if reader.window > settings.num_cells:  # one prompt may fill the window
-        settings = LlamaSettings(num_cells=reader.window)
-    return LlamaCppEngine(file, settings)
+    # One prompt may fill the window; cells take memory from the start, so that there is an end.
+    num_cells = min(max(reader.window, LlamaSettings.num_cells), _MOST_CELLS)
+    return LlamaCppEngine(file, LlamaSettings(num_cells=num_cells))
 
 
 def _vllm(reader: Reader, source: str, url: str) -> Engine:
@@ -89,6 +88,7 @@ def _engine_key() -> str | None:
     return os.environ.get(ENGINE_KEY) or None
 
 
+_MOST_CELLS = 32768
 ENGINE_KEY = "EXTENSIBLE_ENGINE_KEY"
 """The environment variable with the API key of the server that runs the reader."""
 ENGINES: dict[str, Callable[[Reader, str, str], Engine]] = {

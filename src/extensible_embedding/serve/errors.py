@@ -34,8 +34,10 @@ _STATUS: Sequence[tuple[type[ExtensibleError], int, str | None]] = (
     (EngineError, 502, "engine"),
 )
 _OWN_FAULTS = {
-    "damaged": "A context that was asked for is damaged on the server; its log says which.",
-    "storage": "The disk of the server refuses; its log says why.",
+    "damaged": "A context that was asked for cannot be read: it is damaged, or it is being "
+    "changed; try again, and see the server's log.",
+    "storage": "The store cannot do this now: its disk refuses, or others are changing it; try "
+    "again, and see the server's log.",
     "engine": "The engine that runs the model does not answer as it should; the server's log says "
     "why.",
 }

@@ -60,14 +60,11 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        passage = _Passage(scope, send, self.settings.send_timeout_s)
+        passage = _Passage(scope, send)
         try:
             await self._pass(scope, receive, passage)
         except Exception as error:
-            if passage.stalled:
-                passage.status = CLIENT_LEFT
-            else:
-                await passage.fail(error, receive)
+            await passage.fail(error, receive)
         except BaseException:  # cancelled: the client left, or the server stops
             passage.status = passage.status or CLIENT_LEFT
             raise
@@ -129,11 +126,9 @@ def _check_local(headers: Headers) -> None:
 class _Passage:
     """One request: what has been answered, and when it began."""
 
-    def __init__(self, scope: Scope, send: Send, timeout_s: float) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         scope.setdefault("state", {})
-        self.scope, self._send, self._timeout_s = scope, send, timeout_s
-        self.stalled = False
-        """Whether the client took nothing for too long."""
+        self.scope, self._send = scope, send
         self.id = uuid.uuid4().hex
         self.start = time.monotonic()
         self.status, self.client = 0, ""
@@ -152,12 +147,7 @@ class _Passage:
             self.status = message["status"]
             own = (b"x-request-id", self.id.encode())
             message = {**message, "headers": [*message["headers"], own, *_HEADERS]}
-        try:
-            with anyio.fail_after(self._timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            self.stalled = True
-            raise OSError("the client does not read what is sent") from None
+        await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """Answers an error that nobody else has answered."""

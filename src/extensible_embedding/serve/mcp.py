@@ -103,7 +103,7 @@ def mcp_server(service: Service, *, files: bool = False) -> MCPServer[Any]:
             Its name is the file's, unless one is given.
             """
             with _told():
-                found = await service.reading.run(lambda: read_document(path))
+                found = await service.parsing.run(lambda: read_document(path))
             name = name or Path(path).stem
             return await _add(service, _client_of(ctx), name, found.text, found.title)
 

@@ -1,8 +1,8 @@
 """Connections on which nothing comes are closed.
 
 In: uvicorn's protocol, whose own time-out is for connections between requests alone. Out: one that
-also ends those whose request begins and does not go on ("slow loris"), and those that go on with a
-body that was refused.
+also ends those whose request begins and does not go on ("slow loris"), those that go on with a body
+that was refused, and those on which nobody reads what is sent.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
-    """The protocol with a time-out for the head of each request."""
+def patient_protocol(header_timeout_s: float, send_timeout_s: float) -> type[H11Protocol]:
+    """The protocol with time-outs for the head of each request, and for taking what is sent."""
 
     class PatientProtocol(H11Protocol):
         """Closes a connection whose request takes too long to begin."""
 
         _waiting: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
         _refused = False
         """Whether what comes is the rest of a body that was answered before its end."""
 
@@ -29,7 +30,22 @@ def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._wait_no_more()
+            self._read_again()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            # Not `close`, which waits for the client to read the rest.
+            self._unread = self.loop.call_later(send_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._read_again()
+            super().resume_writing()
+
+        def _read_again(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

@@ -45,7 +45,7 @@ class Worker:
             raise busy(f"{self.most} jobs at most wait for the {self.name}")
         loop = asyncio.get_running_loop()
         self.jobs += 1
-        future = self._pool.submit(job)
+        future = self._pool.submit(self._begin, job)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
         return await asyncio.wrap_future(future)
 
@@ -75,6 +75,11 @@ class Worker:
         """Ends the thread after the job that runs; those that wait are dropped."""
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
 
+    def _begin(self, job: Callable[[], _Value]) -> _Value:
+        try:
+            return job()
+        finally:
+            self._progress = ("", 0, 0)
+
     def _done(self) -> None:
         self.jobs -= 1
-        self._progress = ("", 0, 0)

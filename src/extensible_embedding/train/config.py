@@ -67,7 +67,8 @@ class TrainConfig:
     """How many steps these are."""
     sequence_places: int | None = None
     """For GPUs: fill sequences of this many places with instances and questions, each with its own
-    chunk length and k; `question_share` is then of sequences, and the weight of their loss."""
+    chunk length and k; `question_share` is then the share of sequences that begin with questions,
+    and in a batch that has any the weight of the answers' mean loss beside that of text."""
 
     max_steps: int = 1000
     """Optimizer steps in all."""
@@ -119,22 +120,19 @@ class TrainConfig:
             min(self.instance_tokens) >= least, "instance_tokens", f"{least} or more (two chunks)"
         )
         shares = f"one share for each of the {len(self.data)} files of `data`"
+        if (self.first_scale_factors is None) != (self.first_steps == 0):
+            raise ConfigError(
+                "`first_scale_factors` and `first_steps` come together, but they are "
+                f"{self.first_scale_factors!r} and {self.first_steps!r}; give both or neither."
+            )
         if self.sequence_places is not None:
             self._check_packing()
         as_many = self.data_weights is None or len(self.data_weights) == len(self.data)
         self._require(as_many, "data_weights", shares)
 
     def _check_packing(self) -> None:
-        """Packed rows nest in chunks of the reading length, whatever a block's own length."""
-        factors = {*self.scale_factors, *(self.first_scale_factors or [])}
-        lengths = [self.reading_chunk_tokens, *self.chunk_tokens]
-        rest = [(k, length) for k in sorted(factors) for length in lengths if length % k]
-        if rest:
-            raise ConfigError(
-                f"With `sequence_places` every k divides every chunk length, but {rest[0][0]} does "
-                f"not divide {rest[0][1]}; change `scale_factors`, `chunk_tokens` or "
-                "`reading_chunk_tokens`."
-            )
+        """What packing cannot do, whatever embedder the run begins with."""
+        self._require(self.question_share < 1, "question_share", "below 1 with `sequence_places`")
         for name, rule in (("down_sampling", "strided"), ("one_stream", False)):
             self._require(getattr(self, name) == rule, name, f"{rule} with `sequence_places`")
 

@@ -6,6 +6,7 @@ of the run. The same in all processes, or their rates would part. Knows nothing 
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -14,13 +15,15 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..folders import read_json
+
 
 class Deadline(TrainerCallback, ExportableState):
-    """Ends a run in time.
+    """Ends a run in time; looks at the clock once a step.
 
     Args:
-        max_minutes: that it may take, loading and the time before a resumed run's stop left out;
-            None: as long as its steps take.
+        max_minutes: that it may take, with the time before the checkpoint that it goes on from,
+            without loading; None: as long as its steps take.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -28,7 +31,7 @@ class Deadline(TrainerCallback, ExportableState):
 
     @property
     def share(self) -> float:
-        """Of the time, that had passed when the step began: 0 to 1."""
+        """Of the time, that had passed after the last step: 0 to 1."""
         if self.max_minutes is None:
             return 0.0
         return min(1.0, self.seconds / (60 * self.max_minutes))
@@ -38,15 +41,18 @@ class Deadline(TrainerCallback, ExportableState):
         kept = {"seconds": self.seconds, "share": self.share}
         return {"args": {"max_minutes": self.max_minutes}, "attributes": kept}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(NAME) or self.state()
-        self._before, self._start = saved["attributes"]["seconds"], monotonic()
-        self._look(state)
+    def restore(self, checkpoint: Path) -> None:
+        """Takes the time that had passed at a checkpoint, before rates are made of it."""
+        saved = read_json(checkpoint / TRAINER_STATE, "a checkpoint")["stateful_callbacks"]
+        self.seconds = float(saved[NAME]["attributes"]["seconds"]) if NAME in saved else 0.0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._look(state)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before, self._start = self.seconds, monotonic()
+        state.stateful_callbacks[NAME] = self.state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.max_minutes is None:
+            return
         self._look(state)
         if self.share >= 1:
             control.should_training_stop = control.should_save = control.should_log = True
@@ -63,6 +69,8 @@ class Deadline(TrainerCallback, ExportableState):
         state.stateful_callbacks[NAME] = self.state()
 
 
+TRAINER_STATE = "trainer_state.json"
+"""Where transformers keeps it, in a checkpoint."""
 NAME = Deadline.__name__
 """Under which transformers keeps its state."""
 

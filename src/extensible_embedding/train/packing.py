@@ -172,17 +172,30 @@ class PackedSequences(Dataset[list[Piece]]):
             left -= self._places(shape)
         return asked, texts
 
+    def can_ask(self) -> bool:
+        """Whether any of the documents drawn first fits a sequence."""
+        return next(self._documents(0), None) is not None
+
     def _documents(self, first: int) -> Iterator[tuple[int, int]]:
-        """Numbers of documents and the places of each, until their chunks are too many."""
+        """Numbers of documents and the places of each, until their chunks are too many.
+
+        Those that no sequence holds are left out.
+        """
         assert self.questions is not None
-        chunks_left = _CHUNKS_TO_TEXT * self.sequence_places // self.reading_chunk_tokens
+        most_chunks = chunks_left = max(
+            1, _CHUNKS_TO_TEXT * self.sequence_places // self.reading_chunk_tokens
+        )
         for number in range(first, first + MOST_PIECES):
             size = self.questions.size(number)
-            chunks_left -= -(-size.context_tokens // self.reading_chunk_tokens)
+            chunks = -(-size.context_tokens // self.reading_chunk_tokens)
+            rows = context_rows(size.context_tokens, self.reading_chunk_tokens, size.k)
+            places = size.head_tokens + rows + size.block_tokens
+            if chunks > most_chunks or places > self.sequence_places:
+                continue
+            chunks_left -= chunks
             if chunks_left < 0:
                 return
-            rows = context_rows(size.context_tokens, self.reading_chunk_tokens, size.k)
-            yield number, size.head_tokens + rows + size.block_tokens
+            yield number, places
 
     def _fitting(self, shape: InstanceShape, left: int) -> InstanceShape | None:
         """The shape with as many of its chunks as fit; None if there are not two."""

@@ -40,16 +40,18 @@ def check_compiler(device: torch.device) -> None:
 
 
 @contextmanager
-def compiled(model: TwoStreamModel) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Compiles norms and MLPs of embedder and reader, on a GPU whole blocks; undone on leaving.
+def compiled(
+    model: TwoStreamModel, *, whole: bool = False
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Compiles norms and MLPs of embedder and reader, or their whole blocks; undone on leaving.
 
     Yields a context manager, within which they run as they were.
 
     Blocks of one kind share their code, so that a deep model compiles as fast as a shallow one.
-    Attention on a CPU stays as it is: its shapes change with every instance.
+    Attention stays as it is where its shapes change with every instance; those of packed sequences
+    do not, so that a GPU runs `whole` blocks.
     """
     embedder = model.embedder
-    whole = embedder.reader.device.type == "cuda"
     makers, readers = (
         _compiled_parts(decoder, whole=whole)
         for decoder in (embedder.layers, embedder.reader.model.get_decoder())

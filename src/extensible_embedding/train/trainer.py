@@ -216,16 +216,57 @@ def packed_sequences(
             "Packed sequences need a reader whose layers all have plain causal attention, but "
             f"{reader.name!r} has other layers; leave `sequence_places` out."
         )
+    head = language_head(reader)
+    check_packs(config, embedder.config, len(head))
     asked = None if config.questions is None else question_documents(config, reader, report)
-    return PackedSequences(
+    packed = PackedSequences(
         texts,
         asked,
         question_share=config.question_share,
-        head=language_head(reader),
+        head=head,
         num_sequences=len(texts),
         sequence_places=config.sequence_places,
         reading_chunk_tokens=embedder.config.chunk_tokens,
     )
+    if asked is not None and not packed.can_ask():
+        raise ConfigError(
+            f"A sequence holds a context's rows and its questions, but of {MOST_PIECES} documents "
+            f"drawn none fits {config.sequence_places} places; give more `sequence_places`, or "
+            "questions on shorter contexts."
+        )
+    return packed
+
+
+def check_packs(config: TrainConfig, embedder: EmbedderConfig, head_tokens: int) -> None:
+    """Refuses instances that cannot be packed.
+
+    Rows of packed instances nest in chunks of the reading length, whatever a block's own length,
+    and each sequence holds at least two chunks of any instance.
+
+    Raises:
+        ConfigError: the embedder's rows are not strided, a k does not divide a chunk length, or a
+            sequence is too short.
+    """
+    if embedder.down_sampling != "strided":
+        raise ConfigError(
+            f"With `sequence_places` rows are strided, but those of the embedder are "
+            f"{embedder.down_sampling!r}; leave `sequence_places` out, or begin with another one."
+        )
+    factors = {*config.scale_factors, *(config.first_scale_factors or [])}
+    lengths = sorted({embedder.chunk_tokens, *config.chunk_tokens})
+    for k, length in ((k, length) for k in sorted(factors) for length in lengths):
+        if length % k:
+            raise ConfigError(
+                f"With `sequence_places` every k divides every chunk length, but {k} does not "
+                f"divide {length}; change `scale_factors`, `chunk_tokens` or the reading chunk."
+            )
+    longest = max(config.chunk_tokens)
+    least = head_tokens + longest + longest // min(factors)
+    if config.sequence_places is not None and config.sequence_places < least:
+        raise ConfigError(
+            f"`sequence_places` holds the rows of one chunk and the next chunk, {least} places "
+            f"here, but it is {config.sequence_places}; give more, or smaller `chunk_tokens`."
+        )
 
 
 def question_documents(
@@ -313,8 +354,15 @@ def train(
         check_goes_on(checkpoint, embedder, shaping_settings(config, num_processes))
     trainer = make_trainer(config, embedder, callbacks or [], report)
     keep_freed_memory()
-    with compiled(trainer.two_stream) if config.compile else nullcontext():
-        trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is not None:
+        with damage_named(Path(checkpoint)):
+            trainer.deadline.restore(Path(checkpoint))
+    if checkpoint is not None and trainer.deadline.share >= 1:
+        embedder = ExtensibleEmbedder.from_pretrained(f"{checkpoint}/embedder", reader)
+    else:
+        whole = config.sequence_places is not None and reader.device.type == "cuda"
+        with compiled(trainer.two_stream, whole=whole) if config.compile else nullcontext():
+            trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(config.output_dir) / "embedder"
     if trainer.is_world_process_zero():
         embedder.save_pretrained(folder)
