@@ -143,6 +143,10 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
         if places is not None:
             tokens, hidden = tokens[:, places], hidden[:, places]
+        return self._outputs(tokens, hidden)
+
+    def _outputs(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Outputs (..., H) of token embeddings and the layers' last hidden states."""
         if self.config.residual:
             outputs: Tensor = tokens + self.projection(hidden)
             return outputs
@@ -167,11 +171,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         """
         tokens = self.reader.embed_tokens(chunks).float()
         hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1)[outputs]
-        if self.config.residual:
-            rows: Tensor = tokens.flatten(0, 1)[outputs] + self.projection(hidden)
-            return rows
-        return self._plain(hidden)
+        return self._outputs(tokens.flatten(0, 1)[outputs], hidden.flatten(0, 1)[outputs])
 
     @torch.inference_mode()
     def compress(

@@ -204,8 +204,7 @@ def test_workers_make_the_same_batches(asking: TrainConfig, reader: Reader, tmp_
         ({"question_share": 1.0}, "`question_share` is below 1 with `sequence_places`"),
         ({"first_steps": 3}, "come together, but they are None and 3; give both or neither"),
         ({"first_scale_factors": [2]}, r"come together, but they are \[2\] and 0"),
-        ({"down_sampling": "mean"}, "`down_sampling` is strided with `sequence_places`"),
-        ({"one_stream": True}, "`one_stream` is False with `sequence_places`"),
+        ({"one_stream": True}, "`one_stream` is false with `sequence_places`"),
         ({"sequence_places": 0}, "`sequence_places` is a whole number, 1 or more"),
     ],
 )
@@ -221,6 +220,7 @@ def test_what_cannot_be_packed_is_refused(
     [
         ({"scale_factors": [3]}, "every k divides every chunk length, but 3 does not divide 8"),
         ({"first_scale_factors": [5], "first_steps": 1}, "but 5 does not divide 8"),
+        ({"down_sampling": "mean"}, "rows are strided, but those of the embedder are 'mean'"),
         ({"sequence_places": 24}, "holds the rows of one chunk and the next chunk, 25 places"),
     ],
 )

@@ -9,9 +9,6 @@ there yet are made between `draft` and `finish`, by others. Knows nothing of eng
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +32,7 @@ from ..prompt import (
 from ..reader import Reader
 from ..template import Message, Role
 from .engines.base import Request, Sampling
+from .made import Made
 from .schema import ChatRequest, CompletionRequest, ExtensibleUsage, Generation, UsageCounts
 from .settings import ServeSettings
 
@@ -312,47 +310,6 @@ class Planner:
     def _new_tokens(self, request: Generation, newer: int | None) -> int:
         asked = newer or request.max_tokens
         return asked or min(self.settings.max_new_tokens, max(1, self.reader.window // 4))
-
-
-class Made:
-    """Contexts of long texts that were made lately: a client sends its chat again with each turn.
-
-    For several threads.
-
-    Args:
-        most_bytes: of rows and ids; the oldest go first.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self._bytes = most_bytes, 0
-        self._contexts: OrderedDict[bytes, Context] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, ids: Tensor, k: int) -> Context | None:
-        """The context of these tokens (n,) at k, if it is there."""
-        key = _digest(ids, k)
-        with self._lock:
-            if key in self._contexts:
-                self._contexts.move_to_end(key)
-            return self._contexts.get(key)
-
-    def keep(self, context: Context) -> None:
-        """Adds one."""
-        key = _digest(context.token_ids, context.k)
-        with self._lock:
-            if key not in self._contexts:
-                self._contexts[key] = context
-                self._bytes += _num_bytes(context)
-            while self._bytes > self.most_bytes:
-                self._bytes -= _num_bytes(self._contexts.popitem(last=False)[1])
-
-
-def _digest(ids: Tensor, k: int) -> bytes:
-    return hashlib.sha256(f"{k}:".encode() + ids.numpy().tobytes()).digest()
-
-
-def _num_bytes(context: Context) -> int:
-    return context.rows.nbytes + context.token_ids.nbytes
 
 
 def split_long(text: str, most_chars: int) -> tuple[str, str, str]:

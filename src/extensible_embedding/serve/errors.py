@@ -26,22 +26,32 @@ from ..errors import (
 CLIENT_LEFT = 499
 """Status in logs and metrics of a request whose client left; nobody receives it."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_STATUS: Sequence[tuple[type[ExtensibleError], int, str | None]] = (
-    (WindowError, 400, "context_length_exceeded"),
-    (MismatchError, 409, "made_by_another"),
-    (CheckpointError, 500, "damaged"),
-    (StorageError, 507, "storage"),
-    (EngineError, 502, "engine"),
+_STATUS: Sequence[tuple[type[ExtensibleError], int, str | None, str | None]] = (
+    (WindowError, 400, "context_length_exceeded", None),
+    (MismatchError, 409, "made_by_another", None),
+    (
+        CheckpointError,
+        500,
+        "damaged",
+        "A context that was asked for cannot be read: it is damaged, or it is being changed; try "
+        "again, and see the server's log.",
+    ),
+    (
+        StorageError,
+        507,
+        "storage",
+        "The store cannot do this now: its disk refuses, or others are changing it; try again, "
+        "and see the server's log.",
+    ),
+    (
+        EngineError,
+        502,
+        "engine",
+        "The engine that runs the model does not answer as it should; the server's log says why.",
+    ),
 )
-_OWN_FAULTS = {
-    "damaged": "A context that was asked for cannot be read: it is damaged, or it is being "
-    "changed; try again, and see the server's log.",
-    "storage": "The store cannot do this now: its disk refuses, or others are changing it; try "
-    "again, and see the server's log.",
-    "engine": "The engine that runs the model does not answer as it should; the server's log says "
-    "why.",
-}
-"""What a client is told of faults of the server: its log has paths and addresses, not they."""
+"""Of each kind its status, its code, and the sentence that stands for its own if that may tell of
+folders and addresses of the server."""
 
 
 class ApiError(HTTPException):
@@ -69,10 +79,9 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
     if isinstance(error, ExtensibleError):
-        for kind, status, code in _STATUS:
+        for kind, status, code, told in _STATUS:
             if isinstance(error, kind):
-                told = _OWN_FAULTS.get(code or "", str(error))
-                return ApiError(status, told, code=code)
+                return ApiError(status, told or str(error), code=code)
         return ApiError(400, str(error))
     return ApiError(500, "Something went wrong on the server; its log has more.", code="internal")
 

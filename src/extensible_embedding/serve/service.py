@@ -20,13 +20,14 @@ from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, StorageError
 from ..reader import Reader
 from ..store.store import ContextStore
-from .chat import Draft, Made, Planner, Ready
+from .chat import Draft, Planner, Ready
 from .completing import Piece, in_time, text_of
 from .contexts import Library
 from .engines.base import Engine
 from .errors import ApiError
 from .keys import Client, Keys
 from .limits import Slots
+from .made import Made
 from .metrics import Metrics
 from .schema import ChatRequest, CompletionRequest, Generation, UsageCounts
 from .settings import ServeSettings

@@ -83,14 +83,23 @@ def two_stream_attention(reader: Reader, layout: Layout, *, split: bool) -> Iter
     if not split:
         yield dense_masks(reader, layout)
         return
-    before = reader.model.config._attn_implementation
     _ACTIVE.append(layout)
-    reader.model.set_attn_implementation(SPLIT_ATTENTION)
     try:
-        yield None
+        with attends_by(reader, SPLIT_ATTENTION):
+            yield None
+    finally:
+        _ACTIVE.pop()
+
+
+@contextmanager
+def attends_by(reader: Reader, implementation: str) -> Iterator[None]:
+    """Makes the reader attend by a registered attention; undone on leaving."""
+    before = reader.model.config._attn_implementation
+    reader.model.set_attn_implementation(implementation)
+    try:
+        yield
     finally:
         reader.model.set_attn_implementation(before)
-        _ACTIVE.pop()
 
 
 def can_split(reader: Reader) -> bool:
@@ -182,12 +191,19 @@ def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout
 ) -> Tensor:
     """Attention (B, heads, S, D) by torch's kernel and a boolean mask; arguments as split's."""
+    return masked_attention(query, key, value, _allowed(layout, query.device), scale)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
+) -> Tensor:
+    """Attention (B, heads, S, D) by torch's kernel and a boolean mask, the same for all heads."""
     group = query.shape[1] // key.shape[1]
     return nn.functional.scaled_dot_product_attention(
         query,
         key.repeat_interleave(group, dim=1),
         value.repeat_interleave(group, dim=1),
-        attn_mask=_allowed(layout, query.device),
+        attn_mask=mask,
         scale=scale,
     )
 

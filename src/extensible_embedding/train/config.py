@@ -133,8 +133,7 @@ class TrainConfig:
     def _check_packing(self) -> None:
         """What packing cannot do, whatever embedder the run begins with."""
         self._require(self.question_share < 1, "question_share", "below 1 with `sequence_places`")
-        for name, rule in (("down_sampling", "strided"), ("one_stream", False)):
-            self._require(getattr(self, name) == rule, name, f"{rule} with `sequence_places`")
+        self._require(not self.one_stream, "one_stream", "false with `sequence_places`")
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:

@@ -15,10 +15,9 @@ Axes: B sequence, S place, C chunk, E token in chunk, R row, T predicted token, 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from torch.utils.data import Dataset
 
 from ..chunks import chunk_spans
 from ..downsampling import num_rows
+from ..embedder import EmbedderConfig
+from ..errors import ConfigError
+from .config import TrainConfig
 from .data import Instance, Instances, InstanceShape
 from .questions import Document, Questions, collate
 
@@ -210,8 +212,7 @@ class PackedSequences(Dataset[list[Piece]]):
         return len(self.head) + (shape.num_chunks - 1) * (shape.chunk_tokens + rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
+class Packed(TypedDict):
     """A batch of packed sequences."""
 
     chunks: Tensor
@@ -245,7 +246,7 @@ def collate_packed(
     chunk_tokens: int,
     question_share: float,
 ) -> dict[str, Any]:
-    """A batch as `{"packed": fields of Packed}`; instances, drawn to evaluate, as `collate` has it.
+    """A batch as `{"packed": Packed}`; instances, drawn to evaluate, as `collate` has it.
 
     Args:
         sequences: B lists of pieces.
@@ -327,8 +328,8 @@ class _Packer:
         self.asks.append(np.full(predicted, asks))
         self.place = end
 
-    def batch(self, question_share: float) -> dict[str, Tensor]:
-        """Fields of `Packed`."""
+    def batch(self, question_share: float) -> Packed:
+        """What has been put there."""
         asks = np.concatenate(self.asks)
         arrays = {
             "chunks": np.stack(self.chunks),
@@ -340,7 +341,8 @@ class _Packer:
         }
         for name in ("token_ids", "positions", "start", "seen", "own"):
             arrays[name] = getattr(self, name).reshape(self.shape)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        made = {name: torch.from_numpy(each) for name, each in arrays.items()}
+        return cast(Packed, made)
 
 
 def _weights(asks: NDArray[np.bool_], question_share: float) -> NDArray[np.float32]:
@@ -352,13 +354,33 @@ def _weights(asks: NDArray[np.bool_], question_share: float) -> NDArray[np.float
     return np.where(asks, *shares).astype(np.float32)
 
 
-def packed_collator(
-    *, sequence_places: int, chunk_tokens: int, question_share: float
-) -> functools.partial[dict[str, Any]]:
-    """`collate_packed` with its settings, as a data loader calls it."""
-    return functools.partial(
-        collate_packed,
-        sequence_places=sequence_places,
-        chunk_tokens=chunk_tokens,
-        question_share=question_share,
-    )
+def check_packs(config: TrainConfig, embedder: EmbedderConfig, head_tokens: int) -> None:
+    """Refuses instances that cannot be packed.
+
+    Rows of packed instances nest in chunks of the reading length, whatever a block's own length,
+    and each sequence holds at least two chunks of any instance.
+
+    Raises:
+        ConfigError: the embedder's rows are not strided, a k does not divide a chunk length, or a
+            sequence is too short.
+    """
+    if embedder.down_sampling != "strided":
+        raise ConfigError(
+            f"With `sequence_places` rows are strided, but those of the embedder are "
+            f"{embedder.down_sampling!r}; leave `sequence_places` out, or begin with another one."
+        )
+    factors = {*config.scale_factors, *(config.first_scale_factors or [])}
+    lengths = sorted({embedder.chunk_tokens, *config.chunk_tokens})
+    for k, length in ((k, length) for k in sorted(factors) for length in lengths):
+        if length % k:
+            raise ConfigError(
+                f"With `sequence_places` every k divides every chunk length, but {k} does not "
+                f"divide {length}; change `scale_factors`, `chunk_tokens` or the reading chunk."
+            )
+    longest = max(config.chunk_tokens)
+    least = head_tokens + longest + longest // min(factors)
+    if config.sequence_places is not None and config.sequence_places < least:
+        raise ConfigError(
+            f"`sequence_places` holds the rows of one chunk and the next chunk, {least} places "
+            f"here, but it is {config.sequence_places}; give more, or smaller `chunk_tokens`."
+        )

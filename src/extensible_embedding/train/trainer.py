@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from .config import TrainConfig, check_files
 from .data import FirstFactors, Instances, Report, default_cache, tokenize_file
 from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
-from .packing import MOST_PIECES, PackedSequences, packed_collator
+from .packing import MOST_PIECES, PackedSequences, check_packs, collate_packed
 from .questions import Mixed, Questions, collate, tokenize_questions
 from .speed import check_compiler, compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
@@ -237,38 +238,6 @@ def packed_sequences(
     return packed
 
 
-def check_packs(config: TrainConfig, embedder: EmbedderConfig, head_tokens: int) -> None:
-    """Refuses instances that cannot be packed.
-
-    Rows of packed instances nest in chunks of the reading length, whatever a block's own length,
-    and each sequence holds at least two chunks of any instance.
-
-    Raises:
-        ConfigError: the embedder's rows are not strided, a k does not divide a chunk length, or a
-            sequence is too short.
-    """
-    if embedder.down_sampling != "strided":
-        raise ConfigError(
-            f"With `sequence_places` rows are strided, but those of the embedder are "
-            f"{embedder.down_sampling!r}; leave `sequence_places` out, or begin with another one."
-        )
-    factors = {*config.scale_factors, *(config.first_scale_factors or [])}
-    lengths = sorted({embedder.chunk_tokens, *config.chunk_tokens})
-    for k, length in ((k, length) for k in sorted(factors) for length in lengths):
-        if length % k:
-            raise ConfigError(
-                f"With `sequence_places` every k divides every chunk length, but {k} does not "
-                f"divide {length}; change `scale_factors`, `chunk_tokens` or the reading chunk."
-            )
-    longest = max(config.chunk_tokens)
-    least = head_tokens + longest + longest // min(factors)
-    if config.sequence_places is not None and config.sequence_places < least:
-        raise ConfigError(
-            f"`sequence_places` holds the rows of one chunk and the next chunk, {least} places "
-            f"here, but it is {config.sequence_places}; give more, or smaller `chunk_tokens`."
-        )
-
-
 def question_documents(
     config: TrainConfig, reader: Reader, report: Report | None = None
 ) -> Questions:
@@ -384,7 +353,8 @@ def make_trainer(
         training: Mixed | PackedSequences = with_questions(config, texts, reader, report)
     else:
         training = packed_sequences(config, texts, embedder, report)
-        collator = packed_collator(
+        collator = partial(
+            collate_packed,
             sequence_places=config.sequence_places,
             chunk_tokens=embedder.config.chunk_tokens,
             question_share=config.question_share,

@@ -24,8 +24,9 @@ from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from ..prompt import language_head
 from ..reader import Reader
-from .attention import Layout, can_split, two_stream_attention
-from .packed_attention import fuses, packed_mask, reads_packed
+from .attention import Layout, attends_by, can_split, two_stream_attention
+from .packed_attention import PACKED_ATTENTION, fuses, packed_mask
+from .packing import Packed
 
 
 class TwoStreamModel(nn.Module):
@@ -49,7 +50,7 @@ class TwoStreamModel(nn.Module):
         token_ids: Tensor | None = None,
         k: int = 1,
         documents: Sequence[Mapping[str, Tensor]] = (),
-        packed: Mapping[str, Tensor] | None = None,
+        packed: Packed | None = None,
     ) -> dict[str, Tensor]:
         """Mean loss in nats of a batch of instances, of documents with questions, or of both.
 
@@ -58,7 +59,7 @@ class TwoStreamModel(nn.Module):
                 chunk N; None if there are documents.
             k: scale factor, the same for the whole batch.
             documents: fields of `questions.Document`: the loss is that of the answers.
-            packed: fields of `packing.Packed`, in which each piece has its own k.
+            packed: a packed batch, in which each piece has its own k.
 
         Returns:
             `loss`, a scalar.
@@ -85,13 +86,13 @@ class TwoStreamModel(nn.Module):
         hidden = self._read(self.head_ids, rows.flatten(1, 2), targets, layout)  # type: ignore[arg-type]
         return chunk_loss(self.embedder.reader, hidden, targets, layout)
 
-    def _packed_loss(self, packed: Mapping[str, Tensor]) -> Tensor:
+    def _packed_loss(self, packed: Packed) -> Tensor:
         """Weighted loss of all that a packed batch predicts."""
         reader = self.embedder.reader
         rows = self.embedder.rows_at(packed["chunks"], packed["row_outputs"])
         raw = reader.embed_tokens(packed["token_ids"])  # (B, S, H)
         embeds = raw.flatten(0, 1).index_copy(0, packed["row_places"], rows.to(raw.dtype))
-        with reads_packed(reader):
+        with attends_by(reader, PACKED_ATTENTION):
             hidden = reader.model.get_decoder()(
                 inputs_embeds=embeds.view_as(raw),
                 attention_mask=packed_mask(packed["start"], packed["seen"], packed["own"]),
