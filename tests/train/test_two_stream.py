@@ -14,7 +14,7 @@ from extensible_embedding.errors import InputError
 from extensible_embedding.train import attention, two_stream
 from extensible_embedding.train.attention import Layout, dense_masks, two_stream_attention
 from extensible_embedding.train.reference import dense_loss, per_chunk_loss
-from extensible_embedding.train.two_stream import TwoStreamModel, chunk_loss
+from extensible_embedding.train.two_stream import TwoStreamModel, chunk_loss, instance_rows
 
 
 def instances(num_batch: int, num_chunks: int, chunk_tokens: int) -> Tensor:
@@ -51,9 +51,33 @@ def test_loss_and_gradients_equal_the_reference(
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
 
 
+@pytest.mark.parametrize("down_sampling", ["strided", "mean"])
+@pytest.mark.parametrize("shape", [(2, 5, 8), (1, 4, 4), (2, 3, 4)])
+def test_short_chunks_are_embedded_as_they_will_be_read(
+    tiny_reader: Reader, shape: tuple[int, int, int], down_sampling: str
+) -> None:
+    embedder = make_embedder(tiny_reader, down_sampling=down_sampling)
+    token_ids = instances(*shape)
+    rows = instance_rows(embedder, token_ids[:, :-1], 4)
+    for each, context in zip(rows, token_ids[:, :-1].flatten(1), strict=True):
+        torch.testing.assert_close(each.flatten(0, 1), embedder.compress(context, k=4).rows)
+    expected = per_chunk_loss(embedder, token_ids, 4)
+    loss = TwoStreamModel(embedder)(token_ids, 4)["loss"]
+    torch.testing.assert_close(loss, expected)
+    assert_same(gradients(embedder, loss), gradients(embedder, expected))
+
+
+def test_rows_that_do_not_end_with_their_chunk_are_made_of_it_alone(
+    tiny_reader: Reader,
+) -> None:
+    embedder, token_ids = make_embedder(tiny_reader), instances(1, 3, 8)
+    rows = instance_rows(embedder, token_ids, 5)
+    torch.testing.assert_close(rows[0], embedder.rows(token_ids[0], 5))
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_both_references_agree(tiny_embedder: ExtensibleEmbedder, k: int) -> None:
-    token_ids = instances(2, 4, 7)
+    token_ids = instances(2, 4, 8)
     expected, found = (each(tiny_embedder, token_ids, k) for each in (per_chunk_loss, dense_loss))
     torch.testing.assert_close(found, expected)
     assert_same(gradients(tiny_embedder, found), gradients(tiny_embedder, expected))

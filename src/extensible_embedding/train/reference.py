@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..embedder import ExtensibleEmbedder
 from ..prompt import language_head
 from .attention import Layout, dense_masks
+from .two_stream import reading_length
 
 
 def per_chunk_loss(
@@ -31,7 +32,7 @@ def per_chunk_loss(
     reader, losses = embedder.reader, []
     head = reader.embed_tokens(language_head(reader))
     for instance in token_ids:
-        rows = embedder.rows(instance[:-1], k).to(head.dtype)
+        rows = plain_rows(embedder, instance[:-1], k).to(head.dtype)
         for number in range(len(instance))[first:]:
             before = torch.cat([head, rows[:number].flatten(0, 1)])
             embeds = torch.cat([before, reader.embed_tokens(instance[number])])
@@ -39,6 +40,13 @@ def per_chunk_loss(
             labels = instance[number].to(logits.device)
             losses.append(nn.functional.cross_entropy(logits[len(before) - 1 : -1].float(), labels))
     return torch.stack(losses).mean()
+
+
+def plain_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tensor:
+    """Rows (C, R, H) of the chunks (C, L) of one context, reading chunk by reading chunk."""
+    pieces = chunks.flatten().split(reading_length(embedder, chunks.shape[1], k))
+    rows = torch.cat([embedder.rows(piece[None], k)[0] for piece in pieces])
+    return rows.unflatten(0, (len(chunks), -1))
 
 
 def dense_loss(embedder: ExtensibleEmbedder, token_ids: Tensor, k: int) -> Tensor:
@@ -50,7 +58,7 @@ def dense_loss(embedder: ExtensibleEmbedder, token_ids: Tensor, k: int) -> Tenso
         k: scale factor.
     """
     reader, (num_batch, num_chunks, length) = embedder.reader, token_ids.shape
-    rows = embedder.rows(token_ids[:, :-1].flatten(0, 1), k).unflatten(0, (num_batch, -1))
+    rows = torch.stack([plain_rows(embedder, each[:-1], k) for each in token_ids])
     head = reader.embed_tokens(language_head(reader))
     targets = token_ids[:, 1:].flatten(1)
     layout = Layout.of_chunks(

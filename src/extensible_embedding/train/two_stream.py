@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chunks import chunk_batches
+from ..downsampling import down_sampling
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from ..prompt import language_head
@@ -71,16 +72,14 @@ class TwoStreamModel(nn.Module):
         return {"loss": self._answer_loss(documents, k)}
 
     def _text_loss(self, token_ids: Tensor, k: int) -> Tensor:
-        num_batch, num_chunks, chunk_tokens = token_ids.shape
-        rows = self.embedder.rows(token_ids[:, :-1].flatten(0, 1), k)  # (B * (N - 1), R, H)
-        rows = rows.unflatten(0, (num_batch, num_chunks - 1))
+        rows = instance_rows(self.embedder, token_ids[:, :-1], k)  # (B, N - 1, R, H)
         targets = token_ids[:, 1:]  # (B, N - 1, L)
         if self.one_stream:  # as of two chunks, the first of which has all of the rows
             rows, targets = rows.flatten(1, 2)[:, None], targets[:, -1:]
         layout = Layout.of_chunks(
             num_head=len(self.head_ids),  # type: ignore[arg-type]
             num_chunks=rows.shape[1] + 1,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=token_ids.shape[2],
             rows_per_chunk=rows.shape[2],
         )
         hidden = self._read(self.head_ids, rows.flatten(1, 2), targets, layout)  # type: ignore[arg-type]
@@ -146,6 +145,33 @@ class TwoStreamModel(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         return hidden
+
+
+def instance_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tensor:
+    """Rows (B, C, R, H) of successive chunks (B, C, L), as they will be at reading time.
+
+    Contexts are read in chunks of the embedder's reading length. Where shorter training chunks
+    divide it and rows end where chunks do, rows are made in that length; else chunk by chunk. The
+    embedder is causal, so that a chunk's rows know nothing of the chunks after it.
+    """
+    length = reading_length(embedder, chunks.shape[2], k)
+    contexts = chunks.flatten(1)
+    whole = contexts.shape[1] - contexts.shape[1] % length
+    parts = []
+    if whole:
+        rows = embedder.rows(contexts[:, :whole].reshape(-1, length), k)
+        parts.append(rows.unflatten(0, (len(chunks), -1)).flatten(1, 2))
+    if whole < contexts.shape[1]:
+        parts.append(embedder.rows(contexts[:, whole:], k))
+    return torch.cat(parts, 1).unflatten(1, (chunks.shape[1], -1))
+
+
+def reading_length(embedder: ExtensibleEmbedder, chunk_tokens: int, k: int) -> int:
+    """What the embedder sees at once of an instance with chunks of `chunk_tokens`."""
+    reading = embedder.config.chunk_tokens
+    rows_end_there = chunk_tokens % k == 0 and reading % chunk_tokens == 0
+    nests = down_sampling(embedder.config.down_sampling).nests
+    return reading if nests and rows_end_there else chunk_tokens
 
 
 @torch.inference_mode()
