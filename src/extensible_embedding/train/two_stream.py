@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chunks import chunk_batches
-from ..downsampling import down_sampling
+from ..downsampling import down_sampling, num_rows
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from ..prompt import language_head
@@ -151,19 +151,16 @@ def instance_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tenso
     """Rows (B, C, R, H) of successive chunks (B, C, L), as they will be at reading time.
 
     Contexts are read in chunks of the embedder's reading length. Where shorter training chunks
-    divide it and rows end where chunks do, rows are made in that length; else chunk by chunk. The
-    embedder is causal, so that a chunk's rows know nothing of the chunks after it.
+    divide it and rows end where chunks do, rows are made in that length, in one pass; else chunk by
+    chunk. The embedder is causal, so that a chunk's rows know nothing of what stands after it.
     """
-    length = reading_length(embedder, chunks.shape[2], k)
+    num_batch, num_chunks, chunk_tokens = chunks.shape
+    length = min(reading_length(embedder, chunk_tokens, k), num_chunks * chunk_tokens)
     contexts = chunks.flatten(1)
-    whole = contexts.shape[1] - contexts.shape[1] % length
-    parts = []
-    if whole:
-        rows = embedder.rows(contexts[:, :whole].reshape(-1, length), k)
-        parts.append(rows.unflatten(0, (len(chunks), -1)).flatten(1, 2))
-    if whole < contexts.shape[1]:
-        parts.append(embedder.rows(contexts[:, whole:], k))
-    return torch.cat(parts, 1).unflatten(1, (chunks.shape[1], -1))
+    contexts = nn.functional.pad(contexts, (0, -contexts.shape[1] % length))
+    rows = embedder.rows(contexts.reshape(-1, length), k).unflatten(0, (num_batch, -1))
+    real = rows.flatten(1, 2)[:, : num_chunks * num_rows(chunk_tokens, k)]
+    return real.unflatten(1, (num_chunks, -1))
 
 
 def reading_length(embedder: ExtensibleEmbedder, chunk_tokens: int, k: int) -> int:
