@@ -66,20 +66,14 @@ class EmbedderHubMixin(ModelHubMixin):
         if hub and not push_to_hub:
             raise TypeError(f"save_pretrained() knows no {sorted(hub)} without push_to_hub=True")
         embedder = cast("ExtensibleEmbedder", self)
-        weights = {name: w.detach().cpu().contiguous() for name, w in own_weights(embedder).items()}
-        _check_finite(weights, "the embedder to save")
-        _check_ours(Path(folder))
-        settings = {
-            "format_version": FORMAT_VERSION,
-            "embedder": dataclasses.asdict(embedder.config),
-            "reader": describe_reader(embedder.reader),
-            "training": training if training is not None else embedder.training_record,
-            "int8": int8,
-        }
-        with whole_folder(folder) as temporary:
-            _keep_card(Path(folder), temporary, model_card)
-            save_file(quantize(weights) if int8 else weights, temporary / WEIGHTS)
-            write_json(temporary / CONFIG, settings)
+        save_weights(
+            own_weights(embedder),
+            embedder,
+            Path(folder),
+            int8=int8,
+            training=training,
+            model_card=model_card,
+        )
         if push_to_hub:
             _upload(Path(folder), repo_id or Path(folder).resolve().name, **hub)
 
@@ -160,6 +154,32 @@ class EmbedderHubMixin(ModelHubMixin):
         return embedder.eval()
 
 
+def save_weights(
+    weights: dict[str, Tensor],
+    embedder: ExtensibleEmbedder,
+    folder: Path,
+    *,
+    int8: bool = False,
+    training: dict[str, Any] | None = None,
+    model_card: str | None = None,
+) -> None:
+    """What `save_pretrained` writes, with weights by name that may have been kept elsewhere."""
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    _check_finite(weights, "the embedder to save")
+    _check_ours(folder)
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "embedder": dataclasses.asdict(embedder.config),
+        "reader": describe_reader(embedder.reader),
+        "training": training if training is not None else embedder.training_record,
+        "int8": int8,
+    }
+    with whole_folder(folder) as temporary:
+        _keep_card(folder, temporary, model_card)
+        save_file(quantize(weights) if int8 else weights, temporary / WEIGHTS)
+        write_json(temporary / CONFIG, settings)
+
+
 def trained_for(folder_or_id: str | Path) -> str:
     """The reader that an embedder was trained with, by the name that `Reader` loads it by.
 
@@ -211,8 +231,16 @@ def load_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor], origi
     """Copies weights by name into the embedder.
 
     Raises:
-        CheckpointError: a weight is missing, unknown, of another shape or not finite.
+        CheckpointError: as `check_weights`.
     """
+    check_weights(embedder, tensors, origin)
+    with torch.no_grad():
+        for name, weight in own_weights(embedder).items():
+            weight.copy_(tensors[name])
+
+
+def check_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor], origin: str) -> None:
+    """Raises CheckpointError if a weight is missing, unknown, of another shape or not finite."""
     expected = own_weights(embedder)
     wrong = sorted(set(expected) ^ set(tensors)) or [
         name
@@ -225,9 +253,6 @@ def load_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor], origi
             "copy or train the checkpoint again."
         )
     _check_finite(tensors, repr(origin))
-    with torch.no_grad():
-        for name, weight in expected.items():
-            weight.copy_(tensors[name])
 
 
 def _check_finite(tensors: dict[str, Tensor], origin: str) -> None:

@@ -40,10 +40,15 @@ def computes_only(decoder: nn.Module, places: Tensor | None) -> Iterator[None]:
             handle.remove()
 
 
+def blocks(decoder: nn.Module) -> nn.ModuleList:
+    """The decoder's blocks, its longest list of modules."""
+    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
 def last_block(decoder: nn.Module) -> nn.Module:
     """The last of the decoder's blocks."""
-    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)[-1]
+    return blocks(decoder)[-1]
 
 
 class _Picked:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..picked import blocks
 from .two_stream import TwoStreamModel
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -83,13 +84,11 @@ def _set_calls(parts: Sequence[nn.Module], calls: Sequence[Any]) -> None:
 
 def _compiled_parts(decoder: nn.Module, *, whole: bool) -> list[nn.Module]:
     """The decoder's blocks, or their children that are not attention."""
-    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList)]
-    blocks = max(lists, key=len)
     if whole:
-        return list(blocks)
+        return list(blocks(decoder))
     return [
         child
-        for block in blocks
+        for block in blocks(decoder)
         for name, child in block.named_children()
         if "attn" not in name.lower() and "attention" not in type(child).__name__.lower()
     ]
