@@ -23,7 +23,7 @@ from ..folders import read_json
 from ..train.checkpoints import last_checkpoint
 from ..train.config import TrainConfig, load_config
 from ..train.deadline import share_of
-from ..train.trainer import is_first_process
+from ..train.processes import is_first_process
 from ..train.trainer import train as run
 from . import INTERRUPTED
 from .console import stderr

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..checkpoint import WEIGHTS, load_weights
+from ..checkpoint import WEIGHTS, check_weights, own_weights, save_weights
 from ..embedder import EmbedderConfig, ExtensibleEmbedder
 from ..errors import ConfigError
 from ..folders import read_tensors, write_json
@@ -40,7 +39,10 @@ from .data import FirstFactors, Instances, Report, default_cache, tokenize_file
 from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
 from .packing import MOST_PIECES, PackedSequences, check_packs, collate_packed
+from .processes import load_reader, processes
 from .questions import Mixed, Questions, collate, tokenize_questions
+from .sharded_trainer import ShardedTrainer
+from .sharding import check_shards, launched_plain, put_weights, shard, sharding, whole_weights
 from .speed import check_compiler, compiled, keep_freed_memory
 from .two_stream import TwoStreamModel
 
@@ -87,14 +89,16 @@ class TwoStreamTrainer(Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        self.embedder.save_pretrained(folder / "embedder")
+        save_weights(state_dict or own_weights(self.embedder), self.embedder, folder / "embedder")
         write_json(folder / SETTINGS, shaping_settings(self.config, self.args.world_size))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         weights = folder / "embedder" / WEIGHTS
         with damage_named(folder):
-            load_weights(self.embedder, read_tensors(weights, "an embedder"), str(weights))
+            tensors = read_tensors(weights, "an embedder")
+            check_weights(self.embedder, tensors, str(weights))
+            put_weights(self.embedder, tensors)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -109,6 +113,10 @@ class TwoStreamTrainer(Trainer):
         if checkpoint is not None:
             with damage_named(Path(checkpoint)):
                 super()._load_rng_state(checkpoint)
+
+
+class ShardedTwoStreamTrainer(TwoStreamTrainer, ShardedTrainer):
+    """The same with a model that is divided among the processes."""
 
 
 ARCHITECTURE = {
@@ -140,24 +148,6 @@ def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
                 f"{has!r}, but the configuration says {asked!r}; leave `{key}` out."
             )
     return embedder.train()
-
-
-def processes(device: torch.device) -> PartialState:
-    """The processes that train together, one a device, and which of them this one is."""
-    return PartialState(cpu=device.type == "cpu")
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for all that train together."""
-    return bool(processes(default_device()).is_main_process)
-
-
-def own_device() -> torch.device | None:
-    """Where this process of several computes; None, the default, for a single one."""
-    state = processes(default_device())
-    if state.num_processes == 1:
-        return None
-    return torch.device("cpu") if state.device.type == "cpu" else torch.device(state.device)
 
 
 def instances(
@@ -256,11 +246,14 @@ def question_documents(
     )
 
 
+def takes_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether products are made in bfloat16."""
+    fast = default_dtype(device) is torch.bfloat16
+    return fast if config.bf16 is None else config.bf16
+
+
 def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
     """Transformers' arguments for the configuration."""
-    bf16 = config.bf16
-    if bf16 is None:
-        bf16 = default_dtype(reader.device) is torch.bfloat16
     made = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=config.max_steps,
@@ -268,7 +261,7 @@ def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         max_grad_norm=config.max_grad_norm,
-        bf16=bf16,
+        bf16=takes_bf16(config, reader.device),
         use_cpu=reader.device.type == "cpu",
         seed=config.seed,
         save_steps=config.save_steps,
@@ -301,7 +294,8 @@ def train(
 
     Args:
         config: the settings.
-        reader: loaded already; by default the one that the configuration names.
+        reader: loaded already; by default the one that the configuration names. With FSDP2 it stays
+            divided among the processes.
         callbacks: transformers callbacks, such as a progress bar.
         report: called while text is tokenised with (file name, documents).
 
@@ -314,7 +308,7 @@ def train(
     check_files(config)
     if config.compile:
         check_compiler(reader.device if reader else default_device())
-    reader = reader or Reader.from_pretrained(config.reader, device=own_device())
+    reader = reader or load_reader(config)
     torch.manual_seed(config.seed)
     embedder = build(config, reader)
     checkpoint = last_checkpoint(config.output_dir)
@@ -330,11 +324,13 @@ def train(
         embedder = ExtensibleEmbedder.from_pretrained(f"{checkpoint}/embedder", reader)
     else:
         whole = config.sequence_places is not None and reader.device.type == "cuda"
+        whole = whole and not isinstance(trainer, ShardedTrainer)  # hooks put their blocks together
         with compiled(trainer.two_stream, whole=whole) if config.compile else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
     folder = Path(config.output_dir) / "embedder"
+    weights = whole_weights(embedder)
     if trainer.is_world_process_zero():
-        embedder.save_pretrained(folder)
+        save_weights(weights, embedder, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -360,14 +356,22 @@ def make_trainer(
             question_share=config.question_share,
         )
     deadline = Deadline(config.max_minutes)
-    counter = TokenCounter(embedder, training, config, processes(reader.device).num_processes)
-    return TwoStreamTrainer(
-        model=TwoStreamModel(embedder, one_stream=config.one_stream),
-        args=arguments(config, reader),
-        config=config,
-        train_dataset=training,
-        eval_dataset=instances(config, reader, evaluation=True) if config.eval_data else None,
-        data_collator=collator,
-        callbacks=[deadline, counter, Pace(), *callbacks],
-        deadline=deadline,
-    )
+    state = processes(reader.device)
+    counter = TokenCounter(embedder, training, config, state.num_processes)
+    asked = sharding(state)
+    if asked is not None:
+        check_shards(config, embedder)
+    model = TwoStreamModel(embedder, one_stream=config.one_stream)
+    if asked is not None:
+        shard(model, state, asked, bf16=takes_bf16(config, state.device))
+    with launched_plain():
+        return (TwoStreamTrainer if asked is None else ShardedTwoStreamTrainer)(
+            model=model,
+            args=arguments(config, reader),
+            config=config,
+            train_dataset=training,
+            eval_dataset=instances(config, reader, evaluation=True) if config.eval_data else None,
+            data_collator=collator,
+            callbacks=[deadline, counter, Pace(), *callbacks],
+            deadline=deadline,
+        )
