@@ -54,7 +54,7 @@ def test_a_divided_model_trains_the_same_and_comes_out_whole(
 ) -> None:
     plain = TwoStreamModel(make_embedder(Reader(tiny_llama(), reader.tokenizer)).train())
     divided = TwoStreamModel(make_embedder(reader).train())
-    sharding.shard(divided, ONE, PLUGIN, bf16=False)
+    sharding.shard(divided, ONE, PLUGIN)
     optimizers = [make_optimizer(model.embedder, config) for model in (plain, divided)]
     for _ in range(2):
         losses = [

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -37,19 +39,28 @@ class ShardedTrainer(Trainer):
         """Every part is where it shall be."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        weights = whole_weights(self.model.embedder)
+        model: Any = self.model
+        weights = whole_weights(model.embedder)
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        state = whole_state(self.model, self.optimizer)
+        model, optimizer, schedule = self._prepared()
+        state = whole_state(model, optimizer)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        model, optimizer, schedule = self._prepared()
         load = partial(torch.load, map_location="cpu", weights_only=True)
-        put_state(self.model, self.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True))
-        self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
+        put_state(model, optimizer, load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True))
+        schedule.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
+
+    def _prepared(self) -> tuple[nn.Module, torch.optim.Optimizer, LambdaLR]:
+        assert self.model is not None
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        return self.model, self.optimizer, self.lr_scheduler

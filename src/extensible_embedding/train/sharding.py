@@ -6,8 +6,8 @@ weights and the optimizer's state whole, as one process has them, and the way ba
 data, losses and schedules.
 
 torch's `fully_shard` is called here and not by accelerate, which takes processes on CPUs for DDP,
-would have products, norms and sums of gradients in bfloat16 that DDP has in float32, and would
-divide the head, whose products are not made inside of the model's own pass.
+would have norms and sums of gradients in bfloat16 that DDP has in float32, and would divide the
+head, whose products are not made inside of the model's own pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..checkpoint import own_weights
@@ -132,23 +132,18 @@ class _Frozen(nn.Module):
 
 
 def shard(
-    model: TwoStreamModel,
-    state: PartialState,
-    plugin: FullyShardedDataParallelPlugin,
-    *,
-    bf16: bool,
+    model: TwoStreamModel, state: PartialState, plugin: FullyShardedDataParallelPlugin
 ) -> None:
     """Divides the layers of reader and embedder, in place; they stay divided.
 
     The reader's token table, head and final norm stay whole on each device: every batch needs them
-    from its beginning to its end.
+    from its beginning to its end. Weights are put together in their own type, and autocast makes
+    products in bfloat16 of them, as with DDP: small steps of a norm's gain are lost in bfloat16.
 
     Args:
         model: on the CPU or on the process's device.
         state: of the processes that train together.
         plugin: from `sharding`.
-        bf16: whether products are made in bfloat16: weights are then put together in it, while
-            each process's part, its gradient and the optimizer's state are in float32.
     """
     embedder, reader = model.embedder, model.embedder.reader
     divide = partial(
@@ -156,19 +151,13 @@ def shard(
         mesh=init_device_mesh(state.device.type, (state.num_processes,)),
         reshard_after_forward=plugin.reshard_after_forward,
     )
-    half = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    policy = half if bf16 else MixedPrecisionPolicy()
-    for block in blocks(reader.model.get_decoder()):
+    for block in (*blocks(reader.model.get_decoder()), *blocks(embedder.layers)):
         divide(block)
-    for block in blocks(embedder.layers):
-        divide(block, mp_policy=policy)
     model.add_module("frozen", _Frozen(reader.model))
     whole = {w for w in model.parameters() if not w.requires_grad and not isinstance(w, DTensor)}
     for weight in whole:
         weight.data = weight.data.to(state.device)
-    divide(model, mp_policy=policy, ignored_params=whole)
+    divide(model, ignored_params=whole)
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -176,11 +165,11 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 def whole_weights(embedder: ExtensibleEmbedder) -> dict[str, Tensor]:
     """The embedder's own weights, whole: all processes ask, the first one gets them."""
-    found = get_model_state_dict(embedder, options=_WHOLE)
+    found: dict[str, Any] = get_model_state_dict(embedder, options=_WHOLE)
     return {name: found[name] for name in own_weights(embedder) if name in found}
 
 
-def put_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Tensor]) -> None:
+def put_weights(embedder: ExtensibleEmbedder, tensors: dict[str, Any]) -> None:
     """Takes the process's part of whole weights, all of which each process has."""
     options = StateDictOptions(full_state_dict=True, strict=False)
     set_model_state_dict(embedder, tensors, options=options)
@@ -191,7 +180,7 @@ def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 
     torch gathers it by names of weights; optimizers themselves count them.
     """
-    found = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    found: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     if not found:
         return {}
     groups = found["param_groups"]
@@ -208,7 +197,7 @@ def put_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[st
     """Takes the process's part of an optimizer's whole state, which each process has."""
     names = {weight: name for name, weight in model.named_parameters()}
     ours = [names[weight] for group in optimizer.param_groups for weight in group["params"]]
-    named = {
+    named: Any = {
         "state": {ours[number]: values for number, values in state["state"].items()},
         "param_groups": [
             group | {"params": [ours[number] for number in group["params"]]}

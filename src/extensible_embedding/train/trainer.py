@@ -246,14 +246,11 @@ def question_documents(
     )
 
 
-def takes_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether products are made in bfloat16."""
-    fast = default_dtype(device) is torch.bfloat16
-    return fast if config.bf16 is None else config.bf16
-
-
 def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
     """Transformers' arguments for the configuration."""
+    bf16 = config.bf16
+    if bf16 is None:
+        bf16 = default_dtype(reader.device) is torch.bfloat16
     made = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=config.max_steps,
@@ -261,7 +258,7 @@ def arguments(config: TrainConfig, reader: Reader) -> TrainingArguments:
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         max_grad_norm=config.max_grad_norm,
-        bf16=takes_bf16(config, reader.device),
+        bf16=bf16,
         use_cpu=reader.device.type == "cpu",
         seed=config.seed,
         save_steps=config.save_steps,
@@ -363,7 +360,7 @@ def make_trainer(
         check_shards(config, embedder)
     model = TwoStreamModel(embedder, one_stream=config.one_stream)
     if asked is not None:
-        shard(model, state, asked, bf16=takes_bf16(config, state.device))
+        shard(model, state, asked)
     with launched_plain():
         return (TwoStreamTrainer if asked is None else ShardedTwoStreamTrainer)(
             model=model,
