@@ -5,13 +5,14 @@ import random
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from extensible_embedding import Reader
 from extensible_embedding.errors import InputError
 from extensible_embedding.serve.detokenize import Detokenizer
 from extensible_embedding.serve.engines.base import NewTokens
 
+ENDED = NewTokens(token_ids=(), finish_reason="length")
 TEXT = "Naive caf\u00e9: \u4f60\u597d, \U0001f469\u200d\U0001f680!\n\n  Two  spaces\tand more. "
 
 
@@ -149,16 +150,48 @@ def test_an_empty_stop_string_is_refused(tiny_reader):
         Detokenizer(tiny_reader, ["a", ""])
 
 
-def test_a_long_answer_costs_no_more_for_each_token(tiny_reader, monkeypatch):
+@pytest.mark.parametrize(
+    "ids", [[256] * 2000, [162] * 2000, [162, 256] * 1000], ids=["special", "halves", "both"]
+)
+def test_a_long_answer_costs_what_it_is_long(tiny_reader, monkeypatch, ids):
     lengths = []
     decode = Reader.decode
     monkeypatch.setattr(
         Reader, "decode", lambda *given: (lengths.append(len(given[1])), decode(*given))[1]
     )
-    detokenizer = Detokenizer(tiny_reader)
-    for token in tiny_reader.encode(TEXT * 20):
-        detokenizer.add(NewTokens(token_ids=(int(token),)))
-    assert max(lengths) < 20
+    for given in (ids, tiny_reader.encode(TEXT * 20).tolist()):
+        lengths.clear()
+        texts(tiny_reader, [NewTokens(token_ids=(token,)) for token in given] + [ENDED])
+        assert sum(lengths) < 30 * len(given)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_text_after_many_halves_is_what_the_reader_decodes(tiny_reader, word_reader, seed):
+    """Halves alone, of characters that never end, and then whole ones again; so special tokens."""
+    rng = random.Random(seed)
+    halves = [t for t in range(256) if tiny_reader.decode([t]) == "\ufffd"]
+    ids: list[int] = []
+    for _ in range(6):
+        ids += [rng.choice(halves) for _ in range(rng.randint(0, 120))]
+        ids += [256] * rng.randint(0, 60)
+        ids += tiny_reader.encode(TEXT[rng.randrange(20) :]).tolist()
+    found, _ = texts(tiny_reader, portions(ids, rng))
+    assert "".join(found) == tiny_reader.decode(ids)
+    stop = TEXT[-9:-4]
+    found, reason = texts(tiny_reader, portions(ids, rng), [stop])
+    assert "".join(found) == tiny_reader.decode(ids).partition(stop)[0]
+    assert reason == "stop"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_tokenizer_without_a_fast_backend(tiny_reader, seed):
+    """Of bytes, too, but it leaves out those that are no character."""
+    rng = random.Random(seed)
+    reader = Reader(tiny_reader.model, ByT5Tokenizer())
+    noise = [rng.randrange(3, 259) for _ in range(100)]
+    for ids in (reader.encode(TEXT).tolist(), noise, noise + reader.encode(TEXT).tolist()):
+        found, _ = texts(reader, portions(ids, rng))
+        assert "".join(found) == reader.decode(ids)
 
 
 @pytest.mark.e2e

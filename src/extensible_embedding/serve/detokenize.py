@@ -18,6 +18,8 @@ from .engines.base import NewTokens
 
 _HALF = "\ufffd"
 """What tokenizers write for bytes that are no character, or not yet."""
+_APART = 8
+"""Of so many ids that have given no text yet, one more is awaited before they are decoded again."""
 
 
 class Detokenizer:
@@ -38,6 +40,7 @@ class Detokenizer:
         self._reader, self._stop = reader, tuple(stop)
         self._ids: list[int] = []
         self._start = self._end = 0  # ids whose text is needed to decode the next, and is known
+        self._again = 0  # ids with which it is worth to decode again
         self._num_decoded = 0
         self._held = ""
 
@@ -67,11 +70,16 @@ class Detokenizer:
         """Text of ids that end with a whole character.
 
         They are decoded together with those before them, since tokenizers treat a text's first
-        token unlike others.
+        token unlike others. Halves and special tokens may go on for ever: the more have come, the
+        rarer they are decoded, so that an answer costs what it is long. (`DecodeStream` of the
+        tokenizers library decodes them all for each new one, and keeps the last for itself.)
         """
+        if len(self._ids) < self._again:
+            return ""
         known = self._reader.decode(self._ids[self._start : self._end])
         text = self._reader.decode(self._ids[self._start :])
         if len(text) <= len(known) or text.endswith(_HALF):
+            self._again = len(self._ids) + 1 + (len(self._ids) - self._end) // _APART
             return ""
         self._start, self._end = self._end, len(self._ids)
         self._num_decoded += len(text) - len(known)
