@@ -130,3 +130,10 @@ def serving(service: Service) -> Iterator[str]:
 def client_of(url: str, key: str = "none") -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=30) as client:
         yield client
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import threading
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -20,12 +17,10 @@ from extensible_embedding.errors import CheckpointError
 from extensible_embedding.serve.app import create_app
 from extensible_embedding.serve.chat import Planner
 from extensible_embedding.serve.keys import Client, Key, Keys
-from extensible_embedding.serve.routes import contexts as routes
 from extensible_embedding.serve.service import Service
 from extensible_embedding.serve.settings import Limits
-from extensible_embedding.text import Document
 
-from .conftest import Make, SimpleEngine, serving
+from .conftest import Make, SimpleEngine
 
 WORDS = "The heron waits by the mill. " * 4
 
@@ -312,29 +307,3 @@ def test_a_file_may_have_a_long_name(api: TestClient, letter: str) -> None:
     assert answer.status_code == 201, answer.text
     assert api.get("/v1/contexts/a/text").json()["text"] == "The heron waits."
     assert api.post("/v1/contexts/files", files={"file": file}).status_code == 201
-
-
-def test_nobody_waits_while_a_file_is_parsed(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, goes_on = threading.Event(), threading.Event()
-    parse = routes.read_document
-
-    def slow(path: Path) -> Document:
-        begun.set()
-        assert goes_on.wait(20)
-        return parse(path)
-
-    monkeypatch.setattr(routes, "read_document", slow)
-    asked = {"model": "extensible", "messages": [{"role": "user", "content": "Who?"}]}
-    with serving(service) as url, httpx2.Client(base_url=url, timeout=10) as client:
-        with ThreadPoolExecutor(1) as pool:
-            file = {"file": ("a.txt", WORDS.encode())}
-            upload = pool.submit(client.post, "/v1/contexts/files", files=file)
-            try:
-                assert begun.wait(20)
-                assert client.post("/v1/chat/completions", json=asked).status_code == 200
-                assert client.get("/v1/contexts").status_code == 200
-            finally:
-                goes_on.set()
-        assert upload.result().status_code == 201

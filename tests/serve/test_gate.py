@@ -26,7 +26,7 @@ from extensible_embedding.serve.logs import LOGGER, JsonLines
 from extensible_embedding.serve.service import LONG_CHARS, Service
 from extensible_embedding.serve.settings import Limits
 
-from .conftest import Make, SimpleEngine, client_of, serving
+from .conftest import Make, SimpleEngine, client_of, serving, until
 
 JSON = {"Content-Type": "application/json"}
 ASKED = {"model": "extensible", "messages": [{"role": "user", "content": "Who is it?"}]}
@@ -41,13 +41,6 @@ def api_of(service: Service, host: str = "localhost") -> Iterator[TestClient]:
 def key(name: str, **limits: int) -> Key:
     client = Client(name=name, limits=Limits(**limits))
     return Key(digest=hashlib.sha256(name.encode()).digest(), client=client)
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_errors_have_one_form(service: Service) -> None:

@@ -18,7 +18,6 @@ from pydantic import BaseModel, Field
 
 from .._version import __version__
 from ..errors import ExtensibleError
-from ..text import read_document
 from .errors import ApiError, api_error
 from .keys import Client
 from .logs import fault_fields, log
@@ -103,7 +102,7 @@ def mcp_server(service: Service, *, files: bool = False) -> MCPServer[Any]:
             Its name is the file's, unless one is given.
             """
             with _told():
-                found = await service.parsing.run(lambda: read_document(path))
+                found = await service.parsing.file(path)
             name = name or Path(path).stem
             return await _add(service, _client_of(ctx), name, found.text, found.title)
 

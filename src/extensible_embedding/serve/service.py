@@ -29,6 +29,7 @@ from .keys import Client, Keys
 from .limits import Slots
 from .made import Made
 from .metrics import Metrics
+from .parsing import Parsing
 from .schema import ChatRequest, CompletionRequest, Generation, UsageCounts
 from .settings import ServeSettings
 from .workers import Worker
@@ -81,8 +82,7 @@ class Service:
         self.reading_long = Worker("reading-long", self.settings.max_requests)
         self.looking = Worker("looking", self.settings.max_requests)
         self.embedding = Worker("embedder", self.settings.max_queued)
-        # A file may take minutes to parse: nobody but other files waits for it.
-        self.parsing = Worker("parsing", self.settings.max_queued)
+        self.parsing = Parsing(self.settings)
         self.library = Library(store, embedder, self.settings, self.looking, self.embedding)
         made = Made(self.settings.cache_bytes)
         short, long = (
@@ -90,16 +90,10 @@ class Service:
             for each in (self.reader, _with_own_tokenizer(reader))
         )
         self._lanes = ((self.reading, short), (self.reading_long, long))
-        self._threads = (
-            self.parsing,
-            self.embedding,
-            self.looking,
-            self.reading_long,
-            self.reading,
-        )
+        self._threads = (self.embedding, self.looking, self.reading_long, self.reading)
         self.metrics = Metrics(
             lambda: self.slots.running,
-            {each.name: _counted(each) for each in self._threads},
+            {each.name: _counted(each) for each in (self.parsing, *self._threads)},
             engine.numbers,
         )
         self.created = int(time.time())
@@ -249,5 +243,5 @@ def _with_own_tokenizer(reader: Reader) -> Reader:
     )
 
 
-def _counted(worker: Worker) -> Callable[[], float]:
+def _counted(worker: Worker | Parsing) -> Callable[[], float]:
     return lambda: worker.jobs

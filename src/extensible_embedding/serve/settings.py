@@ -12,6 +12,8 @@ from ipaddress import ip_address
 from ..errors import ConfigError
 
 MIB = 1 << 20
+_LEAST_PARSER_BYTES = 256 * MIB
+"""With less the program that reads files does not start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,12 @@ class ServeSettings:
     """Of all clients at the same time; more are told to come back."""
     max_queued: int = 16
     """Texts that wait for the embedder; more are told to come back."""
+    max_parsing: int = 2
+    """Files that are read at the same time."""
+    parse_timeout_s: float = 120.0
+    """For the text of a file; one that takes longer is refused."""
+    parse_memory_bytes: int = 2048 * MIB
+    """For the same; on Linux alone."""
     request_timeout_s: float = 600.0
     """For an answer, from its request to its last token."""
     body_timeout_s: float = 30.0
@@ -63,9 +71,10 @@ class ServeSettings:
     """Of keys that have none of their own."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "k")
-        names = ("request", "body", "header", "send", "stop")
+        check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "max_parsing", "k")
+        names = ("parse", "request", "body", "header", "send", "stop")
         check_at_least(self, 0.01, *(f"{name}_timeout_s" for name in names))
+        check_at_least(self, _LEAST_PARSER_BYTES, "parse_memory_bytes")
 
 
 def check_at_least(settings: object, least: float, *names: str) -> None:

@@ -7,19 +7,13 @@ of 201 or 200 says that it is on the disk.
 from __future__ import annotations
 
 import dataclasses
-import re
-import shutil
-import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 
-from ...errors import InputError
-from ...text import Document, read_document
 from ..contexts import Kept
-from ..errors import ApiError
+from ..parsing import file_name
 from ..schema import (
     ContextList,
     ContextObject,
@@ -36,9 +30,6 @@ from .common import ClientOf, ServiceOf, errors_of, note, while_there
 router = APIRouter(prefix="/v1", tags=["contexts"])
 MAX_TEXT_BYTES = 1 << 20
 """Of a context's text, in one answer."""
-_MAX_NAME_BYTES = 150
-"""Of a file, and of the context that is named like it."""
-_ODD = re.compile(r"[^\w.() -]+")
 
 
 @router.get("/contexts", responses=errors_of())
@@ -82,12 +73,11 @@ async def upload_context(
     replace: Annotated[bool, Form(description="Take the place of one of that name.")] = False,
 ) -> ContextObject:
     """Keeps the text of a file as a context."""
-    file_name = _file_name(file.filename or "")
-    parsing = service.parsing.run(partial(_document, file, file_name))
-    document = await while_there(request, parsing)
+    given = file_name(file.filename or "")
+    document = await while_there(request, service.parsing.upload(file.file, given))
     work = service.library.add(
         client,
-        name or Path(file_name).stem,
+        name or Path(given).stem,
         document.text,
         title=title or document.title,
         replace=replace,
@@ -148,25 +138,6 @@ async def usage(client: ClientOf, service: ServiceOf) -> UsageObject:
         rows=found.rows,
         text_bytes=found.text_bytes,
     )
-
-
-def _file_name(given: str) -> str:
-    """A name that a file can have here, with the ending of the given one."""
-    end = _ODD.sub("_", Path(given).name).encode()[-_MAX_NAME_BYTES:]
-    return end.decode(errors="ignore").strip(". ") or "document"
-
-
-def _document(file: UploadFile, file_name: str) -> Document:
-    """The text of an uploaded file."""
-    with tempfile.TemporaryDirectory(prefix="extensible-") as folder:
-        path = Path(folder) / file_name
-        with path.open("wb") as copy:
-            shutil.copyfileobj(file.file, copy)
-        try:
-            return read_document(path)
-        except InputError as error:
-            told = str(error).replace(f"{folder}/", "")
-            raise ApiError(400, told, code="unreadable_file", param="file") from error
 
 
 def _object(kept: Kept) -> ContextObject:
