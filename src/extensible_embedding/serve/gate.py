@@ -75,6 +75,7 @@ class Gate:
         headers = Headers(scope=scope)
         if not self.keys.required:
             _check_local(headers)
+            _check_own_page(scope["method"], headers)
         if scope["path"] in self.public:
             await self.app(scope, receive, passage.send)
             return
@@ -104,6 +105,7 @@ class Gate:
         )
 
 
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -121,6 +123,28 @@ def _check_local(headers: Headers) -> None:
                 "from pages of it; start it with --keys to be asked from elsewhere.",
                 code="not_local",
             )
+
+
+def _check_own_page(method: str, headers: Headers) -> None:
+    """Nor must a page of this machine's other ports: a form needs no leave to be sent.
+
+    Browsers say where a page is from, and pages cannot change that; whoever says nothing is none. A
+    link of another page may lead here: what it gets, that page cannot read.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site == "same-origin":
+        return
+    if origin:
+        own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    else:
+        own = site in (None, "none") or method in _SAFE
+    if not own:
+        raise ApiError(
+            403,
+            "A server without keys answers its own page and programs, but this request is of "
+            "another page; start it with --keys, and give one.",
+            code="not_local",
+        )
 
 
 class _Passage:
