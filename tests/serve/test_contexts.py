@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,72 @@ def test_a_key_keeps_so_many(two: TestClient) -> None:
         answer = two.post("/v1/contexts", json={"name": name, "text": "x"}, headers=as_(BOB))
         assert answer.status_code == status
     assert error_of(answer)["code"] == "too_many_contexts"
+
+
+def keeping(make: Make, most: int) -> TestClient:
+    """A server whose clients keep so many bytes of text."""
+    return TestClient(
+        create_app(make(Keys(limits=Limits(max_text_bytes=most)))), base_url="http://localhost"
+    )
+
+
+def kept_bytes(api: TestClient) -> int:
+    usage = api.get("/v1/usage").json()
+    assert usage["text_bytes"] <= usage["max_text_bytes"]
+    return int(usage["text_bytes"])
+
+
+def refused_text(answer: Any) -> None:
+    assert answer.status_code == 403, answer.text
+    error = error_of(answer)
+    assert (error["type"], error["code"]) == ("permission_error", "too_much_text")
+    assert "bytes of text at most" in error["message"]
+
+
+def test_a_key_keeps_so_much_text(make: Make) -> None:
+    with keeping(make, 100) as api:
+        assert api.post("/v1/contexts", json={"name": "a", "text": "x" * 60}).status_code == 201
+        refused_text(api.post("/v1/contexts", json={"name": "b", "text": "\u00e9" * 21}))
+        refused_text(api.post("/v1/contexts/a/append", json={"text": "x" * 41}))
+        refused_text(api.post("/v1/contexts/files", files={"file": ("b.txt", b"x" * 41)}))
+        assert kept_bytes(api) == 60
+        assert (
+            api.post("/v1/contexts", json={"name": "b", "text": "\u00e9" * 20}).status_code == 201
+        )
+        refused_text(api.post("/v1/contexts/b/append", json={"text": "x"}))
+        assert kept_bytes(api) == 100
+        whole = {"name": "a", "text": "y" * 60, "replace": True}
+        assert api.post("/v1/contexts", json=whole).status_code == 201
+        refused_text(api.post("/v1/contexts", json={**whole, "text": "y" * 61}))
+        assert api.delete("/v1/contexts/a").status_code == 200
+        assert api.post("/v1/contexts/b/append", json={"text": "x" * 60}).status_code == 200
+    with keeping(make, 100) as again:
+        assert kept_bytes(again) == 100
+        refused_text(again.post("/v1/contexts/b/append", json={"text": "x"}))
+
+
+def test_texts_at_the_same_time_share_the_room(make: Make) -> None:
+    with keeping(make, 100) as api, ThreadPoolExecutor(8) as pool:
+        bodies = [{"name": f"c{number}", "text": "x" * 30} for number in range(8)]
+        answers = list(pool.map(lambda body: api.post("/v1/contexts", json=body), bodies))
+        assert sorted(each.status_code for each in answers) == [201] * 3 + [403] * 5
+        assert kept_bytes(api) == 90
+
+
+def test_what_is_shared_and_what_others_keep_counts_for_nobody(
+    two: TestClient, store: ContextStore, embedder: ExtensibleEmbedder
+) -> None:
+    store.add("book", WORDS, embedder)
+    two.post("/v1/contexts", json={"name": "a", "text": "x" * 50}, headers=as_(ALICE))
+    assert two.get("/v1/usage", headers=as_(BOB)).json()["text_bytes"] == 0
+    assert two.get("/v1/usage", headers=as_(ALICE)).json()["text_bytes"] == 50
+
+
+def test_metadata_are_small(api: TestClient) -> None:
+    body = {"name": "a", "text": "x", "metadata": {"a": "x" * (1 << 16)}}
+    answer = api.post("/v1/contexts", json=body)
+    assert answer.status_code == 422
+    assert error_of(answer)["param"] == "metadata"
 
 
 def test_a_damaged_context_is_told_and_hurts_no_other(api: TestClient, store: ContextStore) -> None:

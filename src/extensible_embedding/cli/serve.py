@@ -101,6 +101,15 @@ def serve(
             callback=at_least(1, "--max-body"),
         ),
     ] = 32,
+    max_text: Annotated[
+        int,
+        typer.Option(
+            "--max-text",
+            metavar="MIB",
+            help="Text that a key keeps in all of its contexts, where it has no other limit.",
+            callback=at_least(1, "--max-text"),
+        ),
+    ] = 1024,
     timeout: Annotated[
         int,
         typer.Option(
@@ -138,7 +147,11 @@ def serve(
         max_new_tokens=max_new_tokens,
         max_requests=max_requests,
         request_timeout_s=timeout,
-        limits=Limits(max_body_bytes=max_body * MIB, max_concurrent=max_requests),
+        limits=Limits(
+            max_body_bytes=max_body * MIB,
+            max_text_bytes=max_text * MIB,
+            max_concurrent=max_requests,
+        ),
     )
     if keys is None and not is_loopback(host):
         raise InputError(

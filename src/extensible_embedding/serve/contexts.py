@@ -59,6 +59,7 @@ class Usage:
     tokens: int
     rows: int
     text_bytes: int
+    max_text_bytes: int
 
 
 class Library:
@@ -96,7 +97,8 @@ class Library:
         """Keeps a text.
 
         Raises:
-            ApiError: there is such a context, the client keeps too many, or too many texts wait.
+            ApiError: there is such a context, the client keeps too many or too much, or too many
+                texts wait.
             InputError: the name, the text or its metadata is not usable.
             StorageError: the disk refuses.
         """
@@ -112,8 +114,7 @@ class Library:
                     code="context_exists",
                     param="name",
                 )
-            if not there:
-                self._check_number(client)
+            self._check_room(client, text, is_new=not there, instead_of=stored_name)
             self.store.add(
                 stored_name,
                 text,
@@ -134,6 +135,7 @@ class Library:
 
         def job(progress: Callable[[int, int], None]) -> Kept:
             self._check_own(client, name)
+            self._check_room(client, text)
             self.store.append(_own(client, name), text, self.embedder, progress=progress)
             return self._own_kept(client, name)
 
@@ -173,13 +175,14 @@ class Library:
         """What a client keeps itself."""
 
         def job() -> Usage:
-            own = [each.manifest for each in self._all(client) if not each.shared]
+            own = self._kept_by(client)
             return Usage(
                 contexts=len(own),
                 max_contexts=client.limits.max_contexts,
                 tokens=sum(each.num_tokens for each in own),
                 rows=sum(each.num_rows for each in own),
                 text_bytes=sum(each.text_bytes for each in own),
+                max_text_bytes=client.limits.max_text_bytes,
             )
 
         return await self._looking.run(job)
@@ -236,13 +239,31 @@ class Library:
                 param="name",
             )
 
-    def _check_number(self, client: Client) -> None:
-        most = client.limits.max_contexts
-        if sum(not each.shared for each in self._all(client)) >= most:
+    def _kept_by(self, client: Client) -> list[Manifest]:
+        return [each.manifest for each in self._all(client) if not each.shared]
+
+    def _check_room(
+        self, client: Client, text: str, *, is_new: bool = False, instead_of: str = ""
+    ) -> None:
+        """Raises ApiError unless the client may keep this text, too.
+
+        Exact, since the thread that asks is the one that changes the store.
+        """
+        own, limits = self._kept_by(client), client.limits
+        if is_new and len(own) >= limits.max_contexts:
             raise ApiError(
                 403,
-                f"A key keeps {most} contexts at most, and it has as many; delete one.",
+                f"A key keeps {limits.max_contexts} contexts at most, and it has as many; delete "
+                "one.",
                 code="too_many_contexts",
+            )
+        kept = sum(each.text_bytes for each in own if each.name != instead_of)
+        if kept + len(text.encode()) > limits.max_text_bytes:
+            raise ApiError(
+                403,
+                f"A key keeps {limits.max_text_bytes} bytes of text at most, and with this text it "
+                f"would have {kept + len(text.encode())}; delete a context, or send less.",
+                code="too_much_text",
             )
 
 

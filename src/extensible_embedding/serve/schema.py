@@ -6,13 +6,16 @@ how they are answered.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
 
 from .given import ChatFields, Given, MessageFields, One, ProtocolFields, Unused
 
 Name = Annotated[str, Field(min_length=1, max_length=200, description="Of a context.")]
+MAX_METADATA_BYTES = 1 << 16
+"""Of a context; they are no part of the text that a key may keep, and read with every list."""
 ScaleFactor = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -257,13 +260,24 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+def _small(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if len(json.dumps(metadata)) > MAX_METADATA_BYTES:
+        raise ValueError(
+            f"metadata take {MAX_METADATA_BYTES} bytes of JSON at most, but these take more; keep "
+            "them elsewhere under the name of the context"
+        )
+    return metadata
+
+
 class NewContext(Given):
     """POST /v1/contexts."""
 
     name: Name
     text: str = Field(description="May be empty, for a context that is to grow.")
     title: str = Field(default="", max_length=500, description="By default the name.")
-    metadata: dict[str, JsonValue] = Field(default={}, description="Kept with it.")
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(_small)] = Field(
+        default={}, description=f"Kept with it; at most {MAX_METADATA_BYTES} bytes as JSON."
+    )
     replace: bool = Field(default=False, description="Take the place of one of that name.")
 
 
@@ -324,7 +338,8 @@ class UsageObject(BaseModel):
     max_contexts: int
     tokens: int
     rows: int
-    text_bytes: int
+    text_bytes: int = Field(description="Of all their texts, in UTF-8.")
+    max_text_bytes: int
 
 
 class ProgressObject(BaseModel):

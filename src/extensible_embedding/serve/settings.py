@@ -24,6 +24,8 @@ class Limits:
     """Of one request, hence of an uploaded file too."""
     max_contexts: int = 1000
     """That it keeps."""
+    max_text_bytes: int = 1024 * MIB
+    """Of text that it keeps in all of them, in UTF-8; rows take many times as much."""
     max_concurrent: int = 128
     """Requests at the same time."""
 

@@ -137,6 +137,7 @@ async def usage(client: ClientOf, service: ServiceOf) -> UsageObject:
         tokens=found.tokens,
         rows=found.rows,
         text_bytes=found.text_bytes,
+        max_text_bytes=found.max_text_bytes,
     )
 
 
