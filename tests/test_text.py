@@ -7,6 +7,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import docx
 import pytest
@@ -128,8 +129,11 @@ def test_pdf_joins_the_halves_of_a_character(
 ) -> None:
     path = write(tmp_path / "a.pdf", make_pdf(["x"]))
     page = type(PdfReader(path).pages[0])
-    monkeypatch.setattr(page, "extract_text", lambda self: "\ud835\udc65 \ud835")
-    assert read_document(path).text == "\U0001d465 \ufffd"
+    halves, whole = "\ud835\udc65 \ud835", "\U0001d465 \ufffd"
+    monkeypatch.setattr(page, "extract_text", lambda self: halves)
+    monkeypatch.setattr(PdfReader, "metadata", SimpleNamespace(title=halves))
+    document = read_document(path)
+    assert (document.title, document.text) == (whole, whole)
 
 
 @pytest.mark.parametrize("title", ["A report", ""])

@@ -305,7 +305,7 @@ def _read_pdf(path: Path, data: bytes) -> tuple[str | None, str]:
         if reader.is_encrypted:
             _unlock(path, reader)
         title = reader.metadata.title if reader.metadata else None
-        return title, "\n\n".join(filter(None, _pdf_pages(reader)))
+        return _whole(title or ""), "\n\n".join(filter(None, _pdf_pages(reader)))
 
 
 def _unlock(path: Path, reader: PdfReader) -> None:
@@ -325,9 +325,12 @@ def _unlock(path: Path, reader: PdfReader) -> None:
 
 def _pdf_pages(reader: PdfReader) -> Iterator[str]:
     for page in reader.pages:
-        # Some fonts yield the two halves of a character apart, which no tokenizer accepts.
-        halves = page.extract_text().encode("utf-16", "surrogatepass")
-        yield halves.decode("utf-16", "replace").strip()
+        yield _whole(page.extract_text()).strip()
+
+
+def _whole(text: str) -> str:
+    """The same in whole characters: some PDFs have halves, which no tokenizer or file accepts."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_docx(path: Path, data: bytes) -> tuple[str | None, str]:

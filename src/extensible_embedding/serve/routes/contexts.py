@@ -26,8 +26,9 @@ from ..schema import (
     UsageObject,
 )
 from .common import ClientOf, ServiceOf, errors_of, note, while_there
+from .forms import Utf8Route
 
-router = APIRouter(prefix="/v1", tags=["contexts"])
+router = APIRouter(prefix="/v1", tags=["contexts"], route_class=Utf8Route)
 MAX_TEXT_BYTES = 1 << 20
 """Of a context's text, in one answer."""
 
