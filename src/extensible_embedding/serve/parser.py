@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from math import ceil
+from pathlib import Path
 
 from ..errors import InputError
 from ..text import read_document
@@ -40,7 +41,10 @@ def _read(path: str) -> dict[str, object]:
 
 
 def _limit(seconds: float, memory_bytes: int) -> None:
-    """Limits of this process, where the system has such; of time for when nobody kills it."""
+    """Limits of this process, where the system has such; of time for when nobody kills it.
+
+    Where the machine's memory ends, this process is to go and not the server.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -48,6 +52,8 @@ def _limit(seconds: float, memory_bytes: int) -> None:
     limits = [(resource.RLIMIT_CPU, ceil(seconds) + 1)]
     if sys.platform == "linux":  # macOS refuses it
         limits.append((resource.RLIMIT_AS, memory_bytes))
+        with suppress(OSError):  # a system without /proc
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     for limit, most in limits:
         hard = resource.getrlimit(limit)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)

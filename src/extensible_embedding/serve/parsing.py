@@ -112,6 +112,7 @@ class Parsing:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.DEVNULL,  # it can quote the file
+            start_new_session=True,  # Ctrl-C is for the server, which lets it end
             # Else modules are looked for in the folder that we were started in, first of all.
             env={**os.environ, "PYTHONSAFEPATH": "1"},
         )
