@@ -1,4 +1,4 @@
-"""The way of reading that predicted the end of the context best reads all of it."""
+"""The way of reading that has predicted the text best so far reads on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.evals.methods import Passage, make_method
-from extensible_embedding.evals.methods.adaptive import TRIAL_TOKENS, ExtensibleAdaptive
+from extensible_embedding.evals.methods.adaptive import (
+    SWITCH_TOKENS,
+    TRIAL_TOKENS,
+    AdaptiveReading,
+    ExtensibleAdaptive,
+)
 from extensible_embedding.evals.methods.base import EmbedsReading
 
 ROOM = 161
@@ -19,8 +24,8 @@ def ids(text: str) -> Tensor:
     return Reader(tiny_llama(), byte_tokenizer()).encode(text)
 
 
-def passage(tail: str = "", num_tokens: int = 480) -> Passage:
-    text = "the magic number was seven, and rain fell upon every hill. " * 9
+def passage(tail: str = "", num_tokens: int = 600) -> Passage:
+    text = "the magic number was seven, and rain fell upon every hill. " * 11
     return Passage(head=ids("H"), context=ids(text[:num_tokens]), tail=ids(tail))
 
 
@@ -30,7 +35,7 @@ def embeds(reading: object) -> Tensor:
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
-def test_the_way_with_the_least_loss_on_the_end_reads(
+def test_the_way_with_the_least_loss_on_the_end_reads_first(
     tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch, best: int
 ) -> None:
     method = make_method("extensible-adaptive", tiny_embedder, k=8)
@@ -42,10 +47,59 @@ def test_the_way_with_the_least_loss_on_the_end_reads(
         return torch.full((len(target_ids),), float(len(trials) - 1 != best))
 
     monkeypatch.setattr(EmbedsReading, "nll", nll)
-    found = embeds(method.read(here, ROOM))
+    reading = method.read(here, ROOM)
+    assert isinstance(reading, AdaptiveReading)
     assert len(trials) == 3
     assert all(torch.equal(end, here.context[-TRIAL_TOKENS:]) for end in trials)
-    torch.testing.assert_close(found, embeds(method._ways[best].read(here, ROOM)))
+    expected = method._ways[best].read(here, ROOM)
+    torch.testing.assert_close(embeds(reading.first), embeds(expected))
+    assert (reading.k, reading.num_rows) == (expected.k, expected.num_rows)
+    assert reading.generate(4) == expected.generate(4)
+
+
+class Fixed(EmbedsReading):
+    """A reading with the losses that it is made with."""
+
+    def nll(self, target_ids: Tensor) -> Tensor:
+        return self.embeds
+
+
+def adaptive(trials: list[float], *losses: Tensor) -> AdaptiveReading:
+    reader = Reader(tiny_llama(), byte_tokenizer())
+    readings = tuple(Fixed(reader=reader, embeds=each) for each in losses)
+    return AdaptiveReading(readings=readings, trials=torch.tensor(trials)[:, None])
+
+
+def test_another_way_reads_on_once_it_has_done_better() -> None:
+    block = torch.ones(SWITCH_TOKENS)
+    first, second = torch.cat([2 * block, block, block]), torch.cat([block, block, 3 * block])
+    found = adaptive([1.0, 2.0], first, second).nll(torch.arange(3 * SWITCH_TOKENS))
+    # The second one is ahead after the first block, and reads on though it then does worse.
+    assert torch.equal(found, torch.cat([2 * block, block, 3 * block]))
+
+
+def test_no_way_is_chosen_for_what_is_still_to_come() -> None:
+    generator = torch.Generator().manual_seed(0)
+    losses = [torch.rand(3 * SWITCH_TOKENS + 7, generator=generator) for _ in range(3)]
+    targets = torch.arange(len(losses[0]))
+    found = adaptive([3.0, 3.1, 3.2], *losses).nll(targets)
+    for end in range(0, len(targets), SWITCH_TOKENS):
+        other = [torch.cat([each[: end + 1], 9 * each[end + 1 :].flip(0)]) for each in losses]
+        again = adaptive([3.0, 3.1, 3.2], *other).nll(targets)
+        assert torch.equal(again[: end + 1], found[: end + 1])
+
+
+def test_the_reading_of_a_text_is_one_of_its_ways_block_by_block(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    reading = make_method("extensible-adaptive", tiny_embedder, k=8).read(passage(), ROOM)
+    assert isinstance(reading, AdaptiveReading)
+    targets = ids("rain fell upon every hill. " * 3)
+    found, each = reading.nll(targets), [way.nll(targets) for way in reading.readings]
+    for block, *ways in zip(
+        found.split(SWITCH_TOKENS), *(way.split(SWITCH_TOKENS) for way in each), strict=True
+    ):
+        assert any(torch.equal(block, way) for way in ways)
 
 
 def test_the_three_ways_differ(tiny_embedder: ExtensibleEmbedder) -> None:
@@ -54,7 +108,7 @@ def test_the_three_ways_differ(tiny_embedder: ExtensibleEmbedder) -> None:
     assert len(kinds) == 3
 
 
-@pytest.mark.parametrize(("tail", "num_tokens"), [("magic number?", 480), ("", 200)])
+@pytest.mark.parametrize(("tail", "num_tokens"), [("magic number?", 480), ("", 400)])
 def test_before_a_question_and_in_short_texts_spans_are_raw(
     tiny_embedder: ExtensibleEmbedder, tail: str, num_tokens: int
 ) -> None:

@@ -46,6 +46,21 @@ def test_rows_then_the_span_that_was_asked_for(tiny_embedder: ExtensibleEmbedder
     torch.testing.assert_close(found[1 : 1 + rows], made)
 
 
+def test_where_no_question_follows_a_span_is_read_with_what_came_after_it(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    """What followed the like of the context's end is what may come again."""
+    filler, before, after = piece("rain fell"), piece("magic seven"), piece("then the sun rose")
+    context = torch.cat([*[filler] * 3, before, after, *[filler] * 8, before])
+    room = 8 * PIECE_TOKENS
+    passage = Passage(head=ids("H"), context=context, tail=context[:0])
+    reading = make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room)
+    assert isinstance(reading, EmbedsReading)
+    recent = context[-((room - 1) // 2) :]
+    raw = torch.cat([before, after, recent])
+    assert torch.equal(reading.embeds[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
+
+
 def test_recent_text_stays_raw_where_no_question_follows(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:

@@ -54,7 +54,7 @@ def lm(
             help="What stands before the targets: `none` no context, `raw` the tokens of the "
             "context, `extensible` its rows, `mean-pool` averaged token embeddings; with "
             "--windows also `extensible-online`, `extensible-mixed` rows with the "
-            "best spans raw, `extensible-adaptive` whatever predicts the end of the context best, "
+            "best spans raw, `extensible-adaptive` whatever has predicted the text best so far, "
             "`truncate`, `streaming-llm`, `retrieve`, "
             "`llmlingua`, `llmlingua-2`, `kvpress-snapkv`, `kvpress-streaming-llm`, "
             "`kvpress-knorm`, `pi`, `ntk` and `yarn`.",

@@ -1,8 +1,12 @@
-"""Adaptive reading: whichever way predicted the end of the context best."""
+"""Adaptive reading: whichever way has predicted the text best so far."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ...embedder import ExtensibleEmbedder
 from .base import Method, Passage, Reading, room_for_context
@@ -11,8 +15,52 @@ from .mixed import ExtensibleMixed
 from .plain import Truncate
 from .rows import Extensible
 
-TRIAL_TOKENS = 128
-"""Of the context's end that a way of reading is tried on."""
+TRIAL_TOKENS = 256
+"""Of the context's end that the ways of reading are tried on."""
+SWITCH_TOKENS = 32
+"""Of the text that follows, after which another way may read on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveReading:
+    """A passage in several ways, of which one reads at a time.
+
+    Text that follows is read in blocks. Before each block the way is chosen that has the least loss
+    on all that came before it, from the trial's beginning on. No way is chosen for what it makes of
+    text that is still to come, and the reader holds one window at a time.
+    """
+
+    readings: tuple[Reading, ...]
+    trials: Tensor
+    """Losses (ways, tokens) of the context's last tokens."""
+
+    @property
+    def first(self) -> Reading:
+        """The way that reads first: the best one on the context's end."""
+        return self.readings[int(self.trials.sum(1).argmin())]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows before anything new."""
+        return self.first.num_rows
+
+    @property
+    def k(self) -> int:
+        """Tokens that a row stands for, of the way that reads first."""
+        return self.first.k
+
+    def nll(self, target_ids: Tensor) -> Tensor:
+        """Loss in nats of each target token, (t,), by the way that reads its block."""
+        losses = torch.stack([reading.nll(target_ids).cpu() for reading in self.readings])
+        before, chosen = self.trials.sum(1), []
+        for block in losses.split(SWITCH_TOKENS, dim=1):
+            chosen.append(block[before.argmin()])
+            before = before + block.sum(1)
+        return torch.cat(chosen)
+
+    def generate(self, max_new_tokens: int) -> str:
+        """Greedy continuation, by the way that reads first."""
+        return self.first.generate(max_new_tokens)
 
 
 class ExtensibleAdaptive(Extensible):
@@ -21,11 +69,11 @@ class ExtensibleAdaptive(Extensible):
     Text that repeats what stood a few hundred tokens ago needs all the recent tokens that fit; a
     story needs what lies further back. So every way of reading predicts the last tokens of the
     context from what stands before them, in the same room, and the one with the least loss reads
-    all of it. Nothing after the context is looked at. Where a question follows, the end of the
-    context says nothing about it, and `extensible-mixed` reads.
+    on, until another one has done better. Where a question follows, the end of the context says
+    nothing about it, and `extensible-mixed` reads.
 
-    The price is one pass of the reader over the room for each way; rows of whole chunks are made
-    once.
+    The price is two passes of the reader over the room for each way, the trial and the text that
+    follows; rows of whole chunks are made once.
     """
 
     name = "extensible-adaptive"
@@ -44,18 +92,23 @@ class ExtensibleAdaptive(Extensible):
         self._for_questions = ExtensibleMixed(embedder, k, cache=cache)
         self._ways: tuple[Method, ...] = (
             Truncate(embedder.reader),
-            Extensible(embedder, k, recent_share=2 / 3, cache=cache),
+            Extensible(embedder, k, recent_share=RECENT_SHARE, cache=cache),
             self._for_questions,
         )
 
     def read(self, passage: Passage, room: int) -> Reading:
-        """As the way reads that predicted the last tokens of the context best."""
+        """In all ways, beginning with the one that predicted the context's last tokens best."""
         room_for_context(passage, room)
-        if len(passage.tail) or len(passage.context) <= 2 * TRIAL_TOKENS:
+        num_trial = min(TRIAL_TOKENS, self.reader.window - room)
+        if len(passage.tail) or num_trial < 1 or len(passage.context) <= room + num_trial:
             return self._for_questions.read(passage, room)
-        early = Passage(
-            head=passage.head, context=passage.context[:-TRIAL_TOKENS], tail=passage.tail
+        early = Passage(head=passage.head, context=passage.context[:-num_trial], tail=passage.tail)
+        end = passage.context[-num_trial:]
+        return AdaptiveReading(
+            trials=torch.stack([way.read(early, room).nll(end).cpu() for way in self._ways]),
+            readings=tuple(way.read(passage, room) for way in self._ways),
         )
-        end = passage.context[-TRIAL_TOKENS:]
-        losses = [float(way.read(early, room).nll(end).mean()) for way in self._ways]
-        return self._ways[losses.index(min(losses))].read(passage, room)
+
+
+RECENT_SHARE = 5 / 6
+"""Of the room that is recent text where no spans are read: rows reach far in little of it."""
