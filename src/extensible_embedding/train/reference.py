@@ -46,7 +46,7 @@ def plain_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tensor:
     """Rows (C, R, H) of the chunks (C, L) of one context, reading chunk by reading chunk."""
     pieces = chunks.flatten().split(reading_length(embedder, chunks.shape[1], k))
     rows = torch.cat([embedder.rows(piece[None], k)[0] for piece in pieces])
-    return rows.unflatten(0, (len(chunks), -1))
+    return rows.view(len(chunks), -1, rows.shape[-1])
 
 
 def dense_loss(embedder: ExtensibleEmbedder, token_ids: Tensor, k: int) -> Tensor:

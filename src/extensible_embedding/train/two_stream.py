@@ -160,7 +160,7 @@ def instance_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tenso
     contexts = nn.functional.pad(contexts, (0, -contexts.shape[1] % length))
     rows = embedder.rows(contexts.reshape(-1, length), k).unflatten(0, (num_batch, -1))
     real = rows.flatten(1, 2)[:, : num_chunks * num_rows(chunk_tokens, k)]
-    return real.unflatten(1, (num_chunks, -1))
+    return real.reshape(num_batch, num_chunks, -1, real.shape[-1])
 
 
 def reading_length(embedder: ExtensibleEmbedder, chunk_tokens: int, k: int) -> int:
