@@ -159,7 +159,7 @@ def instance_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tenso
     contexts = chunks.flatten(1)
     contexts = nn.functional.pad(contexts, (0, -contexts.shape[1] % length))
     rows = embedder.rows(contexts.reshape(-1, length), k).unflatten(0, (num_batch, -1))
-    real = rows.flatten(1, 2)[:, : num_chunks * num_rows(chunk_tokens, k)]
+    real: Tensor = rows.flatten(1, 2)[:, : num_chunks * num_rows(chunk_tokens, k)]
     return real.reshape(num_batch, num_chunks, -1, real.shape[-1])
 
 
