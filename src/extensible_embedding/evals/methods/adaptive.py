@@ -19,6 +19,8 @@ TRIAL_TOKENS = 256
 """Of the context's end that the ways of reading are tried on."""
 SWITCH_TOKENS = 32
 """Of the text that follows, after which another way may read on."""
+HALF_LIFE_TOKENS = 128
+"""After so many more tokens a loss counts half: texts change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,9 @@ class AdaptiveReading:
     """A passage in several ways, of which one reads at a time.
 
     Text that follows is read in blocks. Before each block the way is chosen that has the least loss
-    on all that came before it, from the trial's beginning on. No way is chosen for what it makes of
-    text that is still to come, and the reader holds one window at a time.
+    on what came before it, from the trial's beginning on, the latest tokens counting most. No way
+    is chosen for what it makes of text that is still to come, and the reader holds one window at a
+    time.
     """
 
     readings: tuple[Reading, ...]
@@ -37,7 +40,7 @@ class AdaptiveReading:
     @property
     def first(self) -> Reading:
         """The way that reads first: the best one on the context's end."""
-        return self.readings[int(self.trials.sum(1).argmin())]
+        return self.readings[int(_latest_most(self.trials).argmin())]
 
     @property
     def num_rows(self) -> int:
@@ -52,15 +55,21 @@ class AdaptiveReading:
     def nll(self, target_ids: Tensor) -> Tensor:
         """Loss in nats of each target token, (t,), by the way that reads its block."""
         losses = torch.stack([reading.nll(target_ids).cpu() for reading in self.readings])
-        before, chosen = self.trials.sum(1), []
+        seen, chosen = self.trials, []
         for block in losses.split(SWITCH_TOKENS, dim=1):
-            chosen.append(block[before.argmin()])
-            before = before + block.sum(1)
+            chosen.append(block[_latest_most(seen).argmin()])
+            seen = torch.cat([seen, block], dim=1)
         return torch.cat(chosen)
 
     def generate(self, max_new_tokens: int) -> str:
         """Greedy continuation, by the way that reads first."""
         return self.first.generate(max_new_tokens)
+
+
+def _latest_most(losses: Tensor) -> Tensor:
+    """What losses (ways, tokens) sum to, the older ones counting less."""
+    ages = torch.arange(losses.shape[1]).flip(0)
+    return losses.float() @ (0.5 ** (ages / HALF_LIFE_TOKENS))
 
 
 class ExtensibleAdaptive(Extensible):
