@@ -24,9 +24,9 @@ def ids(text: str) -> Tensor:
     return Reader(tiny_llama(), byte_tokenizer()).encode(text)
 
 
-def passage(tail: str = "", num_tokens: int = 600) -> Passage:
+def passage(tail: str = "", num_tokens: int = 600, num_next: int = 300) -> Passage:
     text = "the magic number was seven, and rain fell upon every hill. " * 11
-    return Passage(head=ids("H"), context=ids(text[:num_tokens]), tail=ids(tail))
+    return Passage(head=ids("H"), context=ids(text[:num_tokens]), tail=ids(tail), num_next=num_next)
 
 
 def embeds(reading: object) -> Tensor:
@@ -53,8 +53,23 @@ def test_the_way_with_the_least_loss_on_the_end_reads_first(
     assert all(torch.equal(end, here.context[-TRIAL_TOKENS:]) for end in trials)
     expected = method._ways[best].read(here, ROOM)
     torch.testing.assert_close(embeds(reading.first), embeds(expected))
-    assert (reading.k, reading.num_rows) == (expected.k, expected.num_rows)
     assert reading.generate(4) == expected.generate(4)
+    assert reading.k == 8
+    assert expected.num_rows <= reading.num_rows <= ROOM
+
+
+def test_a_trial_takes_no_more_places_than_what_follows(
+    tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = []
+
+    def nll(self: EmbedsReading, target_ids: Tensor) -> Tensor:
+        trials.append(len(target_ids))
+        return torch.zeros(len(target_ids))
+
+    monkeypatch.setattr(EmbedsReading, "nll", nll)
+    make_method("extensible-adaptive", tiny_embedder, k=8).read(passage(num_next=20), ROOM)
+    assert trials == [20, 20, 20]
 
 
 class Fixed(EmbedsReading):

@@ -108,6 +108,28 @@ def test_a_file_that_takes_too_much_memory_is_refused(make: Make) -> None:
         assert api.post(FILES, files={"file": ("good.txt", WORDS)}).status_code == 201
 
 
+def test_a_small_file_with_a_long_text_is_refused(make: Make) -> None:
+    with api_of(make(max_document_bytes=1000)) as api:
+        bad = api.post(FILES, files={"file": ("bad.txt", WORDS * 40)})
+        refused(bad, "file_too_large", f"1000 bytes at most, but this one's has {40 * len(WORDS)}")
+        assert api.post(FILES, files={"file": ("good.txt", WORDS)}).status_code == 201
+
+
+def test_a_files_own_title_is_as_short_as_one_that_is_given(make: Make) -> None:
+    page = b"<title>" + b"heron " * 1000 + b"</title><p>" + WORDS
+    with api_of(make()) as api:
+        made = api.post(FILES, files={"file": ("a.html", page)})
+        assert made.status_code == 201, made.text
+        assert made.json()["title"] == ("heron " * 84)[:500]
+
+
+def test_halves_of_characters_in_a_file_are_replaced(make: Make) -> None:
+    page = b'<meta charset="utf-7"><p>The heron +2AA- waits.'
+    with api_of(make()) as api:
+        made = api.post(FILES, files={"file": ("a.html", page)})
+        assert made.status_code == 201, made.text
+
+
 @pytest.mark.parametrize("what", ["os.abort()", "sys.stdout.write('{\"te'); os._exit(0)"])
 def test_a_file_that_ends_its_reader_is_refused(make: Make, what: str) -> None:
     service = make()

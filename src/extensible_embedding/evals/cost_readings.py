@@ -57,7 +57,9 @@ def reading_maker(
     window = setting.window or reader.window
     if setting.mode == STREAM:
         return lambda: _stream_reading(embedder, setting.k, context, window, new_tokens)
-    passage = Passage(head=language_head(reader), context=context, tail=context[:0])
+    passage = Passage(
+        head=language_head(reader), context=context, tail=context[:0], num_next=new_tokens
+    )
     reads_all = setting.method in WITH_K and WITH_K[setting.method].reads_all
     whole = reads_all and setting.window is None and setting.k > 0
     if whole:

@@ -123,6 +123,9 @@ def train_flops(
 ) -> int:
     """Of one two-stream step on an instance, forward and backward, as training computes it.
 
+    Chunks count as embedded by themselves: where short ones are embedded together, as they will be
+    read, the embedder's attention and what fills the last of them come on top.
+
     The embedder's matrices count three times (values, gradients of inputs and of weights), the
     frozen reader's twice, attention three times. Pairs that a mask hides inside of a computed block
     count: the prefix on itself, each chunk on the whole prefix and on itself.

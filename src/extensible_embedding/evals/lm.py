@@ -207,6 +207,7 @@ class _Run:
             head=language_head(self.reader),
             context=ids[end - setting.context_tokens : end],
             tail=ids[:0],
+            num_next=self.target_tokens,
         )
         room = (setting.window or self.reader.window) - self.target_tokens
         reading = self.methods[setting].read(passage, room)
@@ -232,9 +233,10 @@ class _Run:
         }
 
     def _key(self, domain: str, number: int, setting: Setting) -> tuple[str | int, ...]:
-        window = setting.window or 0
+        window, version = setting.window or 0, self.methods[setting].version
+        method = setting.method if version == 1 else f"{setting.method}/{version}"
         return (
-            domain, number, setting.method, setting.k, setting.context_tokens, window,
+            domain, number, method, setting.k, setting.context_tokens, window,
             self.target_tokens,
         )  # fmt: skip
 

@@ -257,7 +257,8 @@ class Library:
                 "one.",
                 code="too_many_contexts",
             )
-        kept = sum(each.text_bytes for each in own if each.name != instead_of)
+        same = name_key(instead_of) if instead_of else None
+        kept = sum(each.text_bytes for each in own if name_key(each.name) != same)
         if kept + len(text.encode()) > limits.max_text_bytes:
             raise ApiError(
                 403,

@@ -1,7 +1,8 @@
 """A file -> its text, as a program that can be killed whenever it takes too much.
 
-In: as arguments a path, and the seconds and bytes of memory that it may take. Out: on stdout a
-JSON object with the `title` and `text` of a document, or with what is wrong. Knows nothing of the
+In: as arguments a path, the seconds and bytes of memory that it may take, and the bytes that its
+text may have. Out: on stdout a JSON object with the `title` and `text` of a document, or with what
+is wrong. Knows nothing of the
 server, and imports nothing but what reads files.
 """
 
@@ -16,28 +17,34 @@ from pathlib import Path
 from ..errors import InputError
 from ..text import read_document
 
-REFUSED, MEMORY = "refused", "memory"
-"""Fields of what is wrong: a sentence, and whether the memory did not do."""
+REFUSED, MEMORY, TEXT_BYTES = "refused", "memory", "text_bytes"
+"""Fields of what is wrong: a sentence, whether the memory did not do, how long a text is."""
+_MAX_TITLE = 500
+"""Characters of a title, which is read with every list."""
 
 
 def main() -> None:
     """Reads the file that the arguments name."""
-    path, seconds, memory_bytes = sys.argv[1:]
+    path, seconds, memory_bytes, most_bytes = sys.argv[1:]
     try:
         _limit(float(seconds), int(memory_bytes))
         with redirect_stdout(sys.stderr):
-            found = _read(path)
-        sys.stdout.buffer.write(json.dumps(found, ensure_ascii=False).encode())
+            found = _read(path, int(most_bytes))
+        written = json.dumps(found, ensure_ascii=False)
+        sys.stdout.buffer.write(written.encode(errors="replace"))  # halves of characters
     except MemoryError:
         sys.stdout.buffer.write(json.dumps({MEMORY: True}).encode())
 
 
-def _read(path: str) -> dict[str, object]:
+def _read(path: str, most_bytes: int) -> dict[str, object]:
     try:
         document = read_document(path)
     except InputError as error:
         return {REFUSED: str(error)}
-    return {"title": document.title, "text": document.text}
+    num_bytes = len(document.text.encode(errors="replace"))
+    if num_bytes > most_bytes:
+        return {TEXT_BYTES: num_bytes}
+    return {"title": document.title[:_MAX_TITLE], "text": document.text}
 
 
 def _limit(seconds: float, memory_bytes: int) -> None:

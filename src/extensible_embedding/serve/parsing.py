@@ -56,6 +56,8 @@ class Parsing:
             ApiError: 400, it takes too much; 429, too many wait.
             InputError: it cannot be read, and why.
         """
+        if "\0" in str(path):
+            raise InputError(f"A path has no NUL, but {str(path)!r} has one; give another.")
         async with self._place():
             return await self._parsed(Path(path))
 
@@ -97,6 +99,12 @@ class Parsing:
                 "this one needs more; send it in parts, or its text alone.",
                 "file_too_large",
             )
+        if parser.TEXT_BYTES in found:
+            raise _refused(
+                f"The text of a file has {self._settings.max_document_bytes} bytes at most, but "
+                f"this one's has {found[parser.TEXT_BYTES]}; send it in parts.",
+                "file_too_large",
+            )
         if parser.REFUSED in found:
             raise InputError(found[parser.REFUSED])
         return Document(title=found["title"], text=found["text"], source=str(path))
@@ -109,6 +117,7 @@ class Parsing:
             str(path),
             str(seconds),
             str(self._settings.parse_memory_bytes),
+            str(self._settings.max_document_bytes),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.DEVNULL,  # it can quote the file

@@ -55,6 +55,8 @@ class ServeSettings:
     """Files that are read at the same time."""
     parse_timeout_s: float = 120.0
     """For the text of a file; one that takes longer is refused."""
+    max_document_bytes: int = 32 * MIB
+    """Of the text of a file, in UTF-8, which may be far more than the file."""
     parse_memory_bytes: int = 2048 * MIB
     """For the same; on Linux alone."""
     request_timeout_s: float = 600.0
@@ -74,6 +76,7 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "max_parsing", "k")
+        check_at_least(self, 1, "max_document_bytes")
         names = ("parse", "request", "body", "header", "send", "stop")
         check_at_least(self, 0.01, *(f"{name}_timeout_s" for name in names))
         check_at_least(self, _LEAST_PARSER_BYTES, "parse_memory_bytes")

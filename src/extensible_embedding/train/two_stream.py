@@ -148,11 +148,12 @@ class TwoStreamModel(nn.Module):
 
 
 def instance_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tensor:
-    """Rows (B, C, R, H) of successive chunks (B, C, L), as they will be at reading time.
+    """Rows (B, C, R, H) of successive chunks (B, C, L), of short ones as they will be read.
 
     Contexts are read in chunks of the embedder's reading length. Where shorter training chunks
-    divide it and rows end where chunks do, rows are made in that length, in one pass; else chunk by
-    chunk. The embedder is causal, so that a chunk's rows know nothing of what stands after it.
+    divide it, rows nest and end where chunks do, they are made in that length, in one pass; else
+    chunk by chunk. The embedder is causal, so that a chunk's rows know nothing of what stands
+    after it.
     """
     num_batch, num_chunks, chunk_tokens = chunks.shape
     length = min(reading_length(embedder, chunk_tokens, k), num_chunks * chunk_tokens)

@@ -16,7 +16,7 @@ from .plain import Truncate
 from .rows import Extensible
 
 TRIAL_TOKENS = 256
-"""Of the context's end that the ways of reading are tried on."""
+"""Of the context's end that the ways of reading are tried on, as far as the window has places."""
 SWITCH_TOKENS = 32
 """Of the text that follows, after which another way may read on."""
 HALF_LIFE_TOKENS = 128
@@ -44,13 +44,13 @@ class AdaptiveReading:
 
     @property
     def num_rows(self) -> int:
-        """Rows before anything new."""
-        return self.first.num_rows
+        """Rows before anything new, of the way that has most."""
+        return max(reading.num_rows for reading in self.readings)
 
     @property
     def k(self) -> int:
-        """Tokens that a row stands for, of the way that reads first."""
-        return self.first.k
+        """Tokens that a row stands for, of the way whose rows reach furthest."""
+        return max(reading.k for reading in self.readings)
 
     def nll(self, target_ids: Tensor) -> Tensor:
         """Loss in nats of each target token, (t,), by the way that reads its block."""
@@ -86,6 +86,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
+    version = 2
     reads_all = False
 
     def __init__(
@@ -108,7 +109,7 @@ class ExtensibleAdaptive(Extensible):
     def read(self, passage: Passage, room: int) -> Reading:
         """In all ways, beginning with the one that predicted the context's last tokens best."""
         room_for_context(passage, room)
-        num_trial = min(TRIAL_TOKENS, self.reader.window - room)
+        num_trial = min(TRIAL_TOKENS, passage.num_next)
         if len(passage.tail) or num_trial < 1 or len(passage.context) <= room + num_trial:
             return self._for_questions.read(passage, room)
         early = Passage(head=passage.head, context=passage.context[:-num_trial], tail=passage.tail)

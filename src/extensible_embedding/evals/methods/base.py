@@ -32,6 +32,8 @@ class Passage:
     head: Tensor
     context: Tensor
     tail: Tensor
+    num_next: int = 0
+    """Tokens that are predicted after it, for which the window has places left."""
 
     @property
     def num_frame(self) -> int:
@@ -84,6 +86,8 @@ class Method(ABC):
     """One way to read a context; stateless but for its reader and settings."""
 
     name: str
+    version: ClassVar[int] = 1
+    """Rises when the same name and settings read otherwise, so that old losses stand apart."""
     reads_every_token: ClassVar[bool] = False
     """Whether the reader itself runs on every token, so that the cost grows with the context."""
 
