@@ -94,8 +94,8 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage5.yaml`
-and the first 1,000 steps of `configs/gpu.yaml` say with which settings.
+{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage5.yaml`,
+the first 1,000 steps of `configs/gpu.yaml` and `configs/stage6.yaml` say with which settings.
 Losses, recovery and how they were measured:
 [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
 """
