@@ -108,6 +108,16 @@ def test_a_file_that_takes_too_much_memory_is_refused(make: Make) -> None:
         assert api.post(FILES, files={"file": ("good.txt", WORDS)}).status_code == 201
 
 
+def test_modules_of_the_folder_that_it_was_started_in_are_not_run(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit", encoding="ascii")
+    monkeypatch.chdir(tmp_path)
+    with api_of(make()) as api:
+        made = api.post(FILES, files={"file": ("good.txt", WORDS)})
+        assert made.status_code == 201, made.text
+
+
 def test_a_small_file_with_a_long_text_is_refused(make: Make) -> None:
     with api_of(make(max_document_bytes=1000)) as api:
         bad = api.post(FILES, files={"file": ("bad.txt", WORDS * 40)})

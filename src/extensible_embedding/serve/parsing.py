@@ -28,7 +28,12 @@ from .errors import ApiError
 from .limits import busy
 from .settings import MIB, ServeSettings
 
-_PROGRAM = (sys.executable, "-m", parser.__name__)
+# No module is taken from the folder that we were started in, as `-m` would.
+_PROGRAM = (
+    sys.executable,
+    "-c",
+    f"import sys; sys.path[:] = filter(None, sys.path); from {parser.__name__} import main; main()",
+)
 _MAX_NAME_BYTES = 150
 """Of a file, and of the context that is named like it."""
 _ODD = re.compile(r"[^\w.() -]+")
@@ -122,8 +127,6 @@ class Parsing:
             stdout=output,
             stderr=asyncio.subprocess.DEVNULL,  # it can quote the file
             start_new_session=True,  # Ctrl-C is for the server, which lets it end
-            # Else modules are looked for in the folder that we were started in, first of all.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
         )
         try:
             with anyio.fail_after(seconds):
