@@ -15,7 +15,8 @@ from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file
 
 from extensible_embedding import CheckpointError, ExtensibleEmbedder, InputError, Reader
-from extensible_embedding.checkpoint import CONFIG, MODEL_CARD, WEIGHTS, dequantize, own_weights
+from extensible_embedding.checkpoint import CONFIG, MODEL_CARD, WEIGHTS, own_weights
+from extensible_embedding.int8 import dequantize
 
 IDS = list(range(40))
 

@@ -64,6 +64,17 @@ class EmbedderConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is a whole number, 1 or more, but it is {value!r}.")
 
+    def seen_at_once(self, chunk_tokens: int, k: int, num_chunks: int) -> int:
+        """Tokens that are embedded together of successive training chunks (C, L).
+
+        As many as when they are read, where shorter chunks divide that, rows nest and end where
+        chunks do; else each chunk by itself.
+        """
+        rows_end_there = chunk_tokens % k == 0 and self.chunk_tokens % chunk_tokens == 0
+        if not (rows_end_there and down_sampling(self.down_sampling).nests):
+            return chunk_tokens
+        return min(self.chunk_tokens, num_chunks * chunk_tokens)
+
 
 class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
     """Turns long text into rows that a reader takes in place of the text.

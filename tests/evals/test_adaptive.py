@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_llama
 from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.evals.lm import evaluate_lm
 from extensible_embedding.evals.methods import Passage, make_method
 from extensible_embedding.evals.methods.adaptive import (
     SWITCH_TOKENS,
@@ -16,6 +21,7 @@ from extensible_embedding.evals.methods.adaptive import (
     ExtensibleAdaptive,
 )
 from extensible_embedding.evals.methods.base import EmbedsReading
+from extensible_embedding.evals.methods.rows import Extensible
 
 ROOM = 161
 
@@ -133,3 +139,31 @@ def test_before_a_question_and_in_short_texts_spans_are_raw(
         for name in ("extensible-adaptive", "extensible-mixed")
     )
     torch.testing.assert_close(found, mixed)
+
+
+def test_losses_of_a_method_that_read_otherwise_stand_apart(
+    tiny_embedder: ExtensibleEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books, journal = tmp_path / "books.parquet", tmp_path / "lm.journal"
+    pq.write_table(pa.table({"text": ["the sun rose over the hill. " * 30]}), books)
+
+    def measured() -> str:
+        before = journal.read_text() if journal.exists() else ""
+        evaluate_lm(
+            tiny_embedder,
+            [books],
+            methods=["truncate", "extensible"],
+            context_tokens=[64],
+            windows=[60],
+            target_tokens=16,
+            num_targets=1,
+            journal=journal,
+        )
+        return journal.read_text().removeprefix(before)
+
+    assert '"extensible"' in measured()
+    assert not measured()
+    monkeypatch.setattr(Extensible, "version", Extensible.version + 1)
+    new = measured()
+    assert '"extensible/2"' in new
+    assert "truncate" not in new

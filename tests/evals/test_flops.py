@@ -109,7 +109,9 @@ def test_the_bound_of_layers() -> None:
     assert layer_bound(8, 30, 1, online=True) == 1
 
 
-@pytest.mark.parametrize(("num_chunks", "chunk_tokens", "k"), [(4, 16, 4), (3, 8, 2), (2, 16, 16)])
+@pytest.mark.parametrize(
+    ("num_chunks", "chunk_tokens", "k"), [(4, 16, 4), (3, 8, 2), (2, 16, 16), (4, 8, 2), (4, 8, 3)]
+)
 def test_a_training_step_takes_what_torch_counts(
     num_chunks: int, chunk_tokens: int, k: int
 ) -> None:

@@ -15,7 +15,6 @@ import torch
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError, StorageError
 from extensible_embedding.evals.lm import evaluate_lm
-from extensible_embedding.evals.methods.rows import Extensible
 from extensible_embedding.evals.records import LmRecord, read_records, write_records
 from extensible_embedding.evals.scoring import NONE, Losses, Setting, score
 from extensible_embedding.evals.targets import draw_targets
@@ -333,19 +332,6 @@ def test_a_stopped_evaluation_goes_on_from_its_journal(evaluate: Evaluate, tmp_p
     assert journal.read_text().startswith(before)
     with pytest.raises(InputError, match="begun with seed"):
         evaluate(journal=journal, seed=9)
-
-
-def test_a_method_that_reads_otherwise_now_is_measured_again(
-    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = tmp_path / "j.jsonl"
-    evaluate(journal=journal, methods=["truncate", "extensible"], windows=[200])
-    before = journal.read_text()
-    monkeypatch.setattr(Extensible, "version", Extensible.version + 1)
-    evaluate(journal=journal, methods=["truncate", "extensible"], windows=[200])
-    new = journal.read_text().removeprefix(before)
-    assert '"extensible/2"' in new
-    assert "truncate" not in new
 
 
 def test_a_budget_measures_fewer_targets_of_every_domain(evaluate: Evaluate) -> None:

@@ -133,11 +133,12 @@ def test_a_files_own_title_is_as_short_as_one_that_is_given(make: Make) -> None:
         assert made.json()["title"] == ("heron " * 84)[:500]
 
 
-def test_halves_of_characters_in_a_file_are_replaced(make: Make) -> None:
+def test_halves_of_characters_in_a_file_are_replaced(make: Make, store: Any) -> None:
     page = b'<meta charset="utf-7"><p>The heron +2AA- waits.'
     with api_of(make()) as api:
         made = api.post(FILES, files={"file": ("a.html", page)})
         assert made.status_code == 201, made.text
+    assert store.open("a").text() == "The heron ? waits."
 
 
 @pytest.mark.parametrize("what", ["os.abort()", "sys.stdout.write('{\"te'); os._exit(0)"])

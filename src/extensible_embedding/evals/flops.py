@@ -123,18 +123,17 @@ def train_flops(
 ) -> int:
     """Of one two-stream step on an instance, forward and backward, as training computes it.
 
-    Chunks count as embedded by themselves: where short ones are embedded together, as they will be
-    read, the embedder's attention and what fills the last of them come on top.
-
     The embedder's matrices count three times (values, gradients of inputs and of weights), the
     frozen reader's twice, attention three times. Pairs that a mask hides inside of a computed block
     count: the prefix on itself, each chunk on the whole prefix and on itself.
     """
     num_read = (num_chunks - 1) * chunk_tokens
     prefix = 1 + (num_chunks - 1) * num_rows(chunk_tokens, k)
-    own = config.num_layers * 2 * shape.layer_weights * num_read
-    own += config.num_layers * 4 * shape.attention_width * num_read * chunk_tokens
-    own += 2 * shape.hidden_size**2 * num_read if config.residual else 0
+    together = config.seen_at_once(chunk_tokens, k, num_chunks - 1)
+    embedded = -(-num_read // together) * together
+    own = config.num_layers * 2 * shape.layer_weights * embedded
+    own += config.num_layers * 4 * shape.attention_width * embedded * together
+    own += 2 * shape.hidden_size**2 * embedded if config.residual else 0
     matrices = shape.num_layers * 2 * shape.layer_weights * (prefix + num_read)
     pairs = prefix**2 + num_read * (prefix + chunk_tokens)
     attention = shape.num_layers * 4 * shape.attention_width * pairs

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..embedder import ExtensibleEmbedder
 from ..prompt import language_head
 from .attention import Layout, dense_masks
-from .two_stream import reading_length
 
 
 def per_chunk_loss(
@@ -44,7 +43,8 @@ def per_chunk_loss(
 
 def plain_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tensor:
     """Rows (C, R, H) of the chunks (C, L) of one context, reading chunk by reading chunk."""
-    pieces = chunks.flatten().split(reading_length(embedder, chunks.shape[1], k))
+    num_chunks, chunk_tokens = chunks.shape
+    pieces = chunks.flatten().split(embedder.config.seen_at_once(chunk_tokens, k, num_chunks))
     rows = torch.cat([embedder.rows(piece[None], k)[0] for piece in pieces])
     return rows.view(len(chunks), -1, rows.shape[-1])
 

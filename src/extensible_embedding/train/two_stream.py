@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..chunks import chunk_batches
-from ..downsampling import down_sampling, num_rows
+from ..downsampling import num_rows
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from ..prompt import language_head
@@ -150,26 +150,16 @@ class TwoStreamModel(nn.Module):
 def instance_rows(embedder: ExtensibleEmbedder, chunks: Tensor, k: int) -> Tensor:
     """Rows (B, C, R, H) of successive chunks (B, C, L), of short ones as they will be read.
 
-    Contexts are read in chunks of the embedder's reading length. Where shorter training chunks
-    divide it, rows nest and end where chunks do, they are made in that length, in one pass; else
-    chunk by chunk. The embedder is causal, so that a chunk's rows know nothing of what stands
-    after it.
+    One pass, whatever the chunks: `EmbedderConfig.seen_at_once` says how many tokens go together.
+    The embedder is causal, so that a chunk's rows know nothing of what stands after it.
     """
     num_batch, num_chunks, chunk_tokens = chunks.shape
-    length = min(reading_length(embedder, chunk_tokens, k), num_chunks * chunk_tokens)
+    length = embedder.config.seen_at_once(chunk_tokens, k, num_chunks)
     contexts = chunks.flatten(1)
     contexts = nn.functional.pad(contexts, (0, -contexts.shape[1] % length))
     rows = embedder.rows(contexts.reshape(-1, length), k).unflatten(0, (num_batch, -1))
     real: Tensor = rows.flatten(1, 2)[:, : num_chunks * num_rows(chunk_tokens, k)]
     return real.reshape(num_batch, num_chunks, -1, real.shape[-1])
-
-
-def reading_length(embedder: ExtensibleEmbedder, chunk_tokens: int, k: int) -> int:
-    """What the embedder sees at once of an instance with chunks of `chunk_tokens`."""
-    reading = embedder.config.chunk_tokens
-    rows_end_there = chunk_tokens % k == 0 and reading % chunk_tokens == 0
-    nests = down_sampling(embedder.config.down_sampling).nests
-    return reading if nests and rows_end_there else chunk_tokens
 
 
 @torch.inference_mode()
