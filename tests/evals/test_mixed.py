@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import byte_tokenizer, tiny_llama
 from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.downsampling import num_rows
-from extensible_embedding.evals.methods import Passage, make_method
+from extensible_embedding.evals.methods import Passage, Reading, make_method
 from extensible_embedding.evals.methods.base import EmbedsReading
-from extensible_embedding.evals.methods.mixed import PIECE_TOKENS
+from extensible_embedding.evals.methods.following import PIECE_TOKENS, FollowingReading
 
 ROOM = 4 * PIECE_TOKENS
 
@@ -22,9 +23,16 @@ def ids(text: str) -> Tensor:
 def embeds(embedder: ExtensibleEmbedder, context: Tensor, tail: str, k: int | None) -> Tensor:
     passage = Passage(head=ids("H"), context=context, tail=ids(tail))
     reading = make_method("extensible-mixed", embedder, k=k).read(passage, ROOM)
-    assert isinstance(reading, EmbedsReading)
     assert reading.num_rows <= ROOM
-    return reading.embeds
+    return first(reading).embeds
+
+
+def first(reading: Reading) -> EmbedsReading:
+    """As it is read before anything new."""
+    if isinstance(reading, FollowingReading):
+        return reading.first
+    assert isinstance(reading, EmbedsReading)
+    return reading
 
 
 def piece(words: str) -> Tensor:
@@ -52,10 +60,9 @@ def test_where_no_question_follows_a_span_is_read_with_what_came_after_it(
     """What followed the like of the context's end is what may come again."""
     filler, before, after = piece("rain fell"), piece("magic seven"), piece("then the sun rose")
     context = torch.cat([*[filler] * 3, before, after, *[filler] * 8, before])
-    room = 8 * PIECE_TOKENS
+    room = 7 * PIECE_TOKENS
     passage = Passage(head=ids("H"), context=context, tail=context[:0])
-    reading = make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room)
-    assert isinstance(reading, EmbedsReading)
+    reading = first(make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room))
     recent = context[-((room - 1) // 2) :]
     raw = torch.cat([before, after, recent])
     assert torch.equal(reading.embeds[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
@@ -86,6 +93,15 @@ def test_auto_takes_the_smallest_k_at_which_the_older_text_fits(
         return whole * num_rows(tiny_embedder.config.chunk_tokens, k) + num_rows(rest, k)
 
     assert reading.k == min(k for k in range(2, 17) if rows(k) <= room)
+
+
+@pytest.mark.parametrize("room", [70, 100, 130, 200])
+@pytest.mark.parametrize("tail", ["", "hill?"])
+def test_a_small_room_is_kept_to(tiny_embedder: ExtensibleEmbedder, room: int, tail: str) -> None:
+    context = torch.cat([piece(f"hill {number}") for number in range(10)])
+    passage = Passage(head=ids("H"), context=context, tail=ids(tail))
+    reading = make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room)
+    assert len(passage.head) + len(passage.tail) < reading.num_rows <= room
 
 
 def test_a_context_that_fits_is_raw(tiny_embedder: ExtensibleEmbedder) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from extensible_embedding import Reader
 from extensible_embedding.train.config import TrainConfig
-from extensible_embedding.train.processes import own_device
+from extensible_embedding.train.processes import end_together, own_device
 from extensible_embedding.train.trainer import train
 config = TrainConfig(**json.loads(sys.argv[1]))
 assert own_device() == torch.device("cpu")
@@ -37,6 +37,7 @@ divided = {name for name, weight in after.items() if isinstance(weight, DTensor)
 assert divided == ({name for name in after if ".layers." in name} if sys.argv[2:] else set())
 for name, weight in after.items():
     assert torch.equal(weight.full_tensor() if name in divided else weight, before[name]), name
+end_together()
 """
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` puts into the environment."""
@@ -80,7 +81,8 @@ def launch(
         for process in started:
             process.kill()
             process.wait()
-    assert [process.returncode for process in started] == [0] * num_processes, "\n".join(errors)
+    codes = [process.returncode for process in started]
+    assert codes == [0] * num_processes, "\n".join(errors)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from ..folders import read_json
 from ..train.checkpoints import last_checkpoint
 from ..train.config import TrainConfig, load_config
 from ..train.deadline import share_of
-from ..train.processes import is_first_process
+from ..train.processes import end_together, is_first_process
 from ..train.trainer import train as run
 from . import INTERRUPTED
 from .console import stderr
@@ -39,6 +39,7 @@ def train(config: Path, as_json: bool) -> None:
         # transformers prints its log lines to stdout, where only the result belongs.
         with bar, redirect_stdout(io.StringIO()):
             folder = run(settings, callbacks=[bar], report=bar.tokenised)
+        end_together()
     except KeyboardInterrupt:
         console.print(f"\n{_stopped(bar.step, settings)}", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None

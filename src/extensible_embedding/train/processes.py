@@ -33,6 +33,17 @@ def own_device() -> torch.device | None:
     return torch.device("cpu") if state.device.type == "cpu" else torch.device(state.device)
 
 
+def end_together() -> None:
+    """Takes leave of the other processes, once all have come here; none trains after it.
+
+    A process that ends while another still talks to it breaks their connection, and that one fails
+    after its work is done.
+    """
+    state = processes(default_device())
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def load_reader(config: TrainConfig) -> Reader:
     """The reader that the configuration names; one that will be divided, in the CPU's memory."""
     device = own_device()

@@ -15,7 +15,7 @@ from .mixed import ExtensibleMixed
 from .plain import Truncate
 from .rows import Extensible
 
-TRIAL_TOKENS = 256
+TRIAL_TOKENS = 64
 """Of the context's end that the ways of reading are tried on, as far as the window has places."""
 SWITCH_TOKENS = 32
 """Of the text that follows, after which another way may read on."""
@@ -82,11 +82,12 @@ class ExtensibleAdaptive(Extensible):
     nothing about it, and `extensible-mixed` reads.
 
     The price is two passes of the reader over the room for each way, the trial and the text that
-    follows; rows of whole chunks are made once.
+    follows, and with spans one more for each block of text that asks for other spans; rows of
+    whole chunks are made once.
     """
 
     name = "extensible-adaptive"
-    version = 2
+    version = 3
     reads_all = False
 
     def __init__(

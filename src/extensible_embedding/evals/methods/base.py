@@ -138,11 +138,16 @@ def raw_reading(reader: Reader, passage: Passage, token_ids: Tensor) -> EmbedsRe
     return EmbedsReading(reader=reader, embeds=reader.embed_tokens(ids))
 
 
-@torch.inference_mode()
 def greedy(reader: Reader, embeds: Tensor, max_new_tokens: int) -> str:
-    """Greedy continuation of input embeddings (S, H)."""
+    """Greedy continuation of input embeddings (S, H), as text."""
+    return reader.decode(greedy_ids(reader, embeds, max_new_tokens))
+
+
+@torch.inference_mode()
+def greedy_ids(reader: Reader, embeds: Tensor, max_new_tokens: int) -> Tensor:
+    """Greedy continuation of input embeddings (S, H): token ids, an end token included."""
     inputs = embeds[None].to(reader.device, reader.dtype)
-    output = reader.model.generate(
+    output: Tensor = reader.model.generate(
         inputs_embeds=inputs,
         attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long, device=reader.device),
         max_new_tokens=max_new_tokens,
@@ -150,4 +155,4 @@ def greedy(reader: Reader, embeds: Tensor, max_new_tokens: int) -> str:
         pad_token_id=reader.tokenizer.eos_token_id,
         **last_logits(reader),
     )
-    return reader.decode(output[0])
+    return output[0].cpu()

@@ -1,0 +1,110 @@
+"""Raw spans that follow the text: its end asks for them, again and again as it goes on.
+
+In: a context, where its recent text begins, and how a prompt is put together. Out: a `Reading`
+whose prompt is another one whenever other spans are best. Knows nothing of rows.
+
+Axes: n context token, t new token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ...reader import Reader
+from ...spans import rank_spans
+from .base import EmbedsReading, greedy_ids
+
+PIECE_TOKENS = 64
+"""Of a span that is read raw."""
+BLOCK_TOKENS = 32
+"""Of the text that follows, after which its end asks again."""
+_QUERY_TOKENS = 64
+"""Of the text's end that asks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowingReading:
+    """A context whose older pieces are read raw where they share most words with the text's end.
+
+    Before each block of new tokens they are picked anew, by what stands before the block, and the
+    prompt is read again if they are others. A piece is read together with the next one: what came
+    after the like of the end is what may come again. New tokens take places of their own, as with
+    every method.
+
+    Retrieval while the text goes on: Ram et al. 2023 (In-Context RALM), section 4.
+    """
+
+    reader: Reader
+    context: Tensor
+    """Token ids (n,)."""
+    split: int
+    """Where recent text begins; pieces are of what stands before it."""
+    num_pieces: int
+    """That are read."""
+    prompt: Callable[[Tensor, Tensor], EmbedsReading]
+    """Ids of the spans and of the new tokens (t,) -> what the reader sees."""
+
+    @cached_property
+    def first(self) -> EmbedsReading:
+        """As it is read before anything new."""
+        return self.after(self.context[:0])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows before anything new."""
+        return self.first.num_rows
+
+    @property
+    def k(self) -> int:
+        """Tokens that a row of the compressed part stands for."""
+        return self.first.k
+
+    def after(self, new_ids: Tensor) -> EmbedsReading:
+        """As it is read once these tokens (t,) have followed it."""
+        return self.prompt(self._spans(self._picked(new_ids)), new_ids)
+
+    def nll(self, target_ids: Tensor) -> Tensor:
+        """Loss in nats of each target token, (t,)."""
+        blocks, done, losses = target_ids.split(BLOCK_TOKENS), 0, []
+        picked = [self._picked(target_ids[: each * BLOCK_TOKENS]) for each in range(len(blocks))]
+        for numbers, run in groupby(zip(picked, blocks, strict=True), key=lambda pair: pair[0]):
+            block = torch.cat([each for _, each in run])
+            losses.append(self.prompt(self._spans(numbers), target_ids[:done]).nll(block))
+            done += len(block)
+        return torch.cat(losses)
+
+    def generate(self, max_new_tokens: int) -> str:
+        """Greedy continuation."""
+        ids = self.context[:0]
+        while len(ids) < max_new_tokens:
+            count = min(BLOCK_TOKENS, max_new_tokens - len(ids))
+            more = greedy_ids(self.reader, self.after(ids).embeds, count)
+            ids = torch.cat([ids, more])
+            if len(more) < count or more[-1] == self.reader.tokenizer.eos_token_id:
+                break
+        return self.reader.decode(ids)
+
+    @cached_property
+    def _pieces(self) -> list[Tensor]:
+        return list(self.context[: self.split].split(PIECE_TOKENS))
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [self.reader.decode(piece) for piece in self._pieces]
+
+    def _picked(self, new_ids: Tensor) -> list[int]:
+        """Numbers of the pieces to read, in the order of the text."""
+        end = torch.cat([self.context[-_QUERY_TOKENS:], new_ids])[-_QUERY_TOKENS:]
+        ranked = rank_spans(self._texts, self.reader.decode(end))
+        both = (each for number in ranked for each in (number, number + 1))
+        best = [number for number in dict.fromkeys(both) if number < len(self._texts)]
+        return sorted(best[: self.num_pieces])
+
+    def _spans(self, numbers: Sequence[int]) -> Tensor:
+        return torch.cat([*(self._pieces[number] for number in numbers), self.context[:0]])
