@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import unicodedata
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import make_embedder
+from conftest import byte_tokenizer, make_embedder, tiny_llama
+from tokenizers import normalizers
 
-from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.answer import Plan
 from extensible_embedding.cite import citations
 from extensible_embedding.expand import expanded_prompt
-from extensible_embedding.prompt import question_prompt
+from extensible_embedding.prompt import choose_k, question_prompt
+from extensible_embedding.source import GivenText, characters_before
+from extensible_embedding.store.reading import lazy_context
 
 SENTENCES = [f"Sentence number {n} tells of h\u00e9ron {n * 7}." for n in range(40)]
 TEXT = " ".join(SENTENCES)
@@ -71,6 +78,63 @@ def test_several_contexts_and_raw_text(embedder: ExtensibleEmbedder) -> None:
         source = " ".join(SENTENCES[:5] if each.context == 0 else SENTENCES[5:10]).encode()
         assert source[each.start_byte : each.end_byte].decode() == each.quote
     assert 0 < sum(each.weight for each in found) <= 1
+
+
+def composing_reader() -> Reader:
+    """Its tokens spell é as one character, however the text wrote it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    return Reader(tiny_llama(), tokenizer, name="composing")
+
+
+DECOMPOSED = " ".join(f"Phrase {n} très bien dite à {n * 7}." for n in range(40))
+DECOMPOSED = unicodedata.normalize("NFD", DECOMPOSED)
+
+
+@pytest.mark.parametrize("kept", ["given", "stored", "grown"])
+def test_places_are_those_of_the_text_and_not_of_its_tokens(tmp_path: Path, kept: str) -> None:
+    embedder = make_embedder(composing_reader(), chunk_tokens=64)
+    reader, store = embedder.reader, ContextStore(tmp_path / "store")
+    if kept == "given":
+        context = embedder.compress(DECOMPOSED, k=4)
+    elif kept == "stored":
+        context = lazy_context(store.add("text", DECOMPOSED, embedder, k=3))
+    else:
+        cut = DECOMPOSED.index("Phrase 21 ")
+        store.add("text", DECOMPOSED[:cut], embedder)
+        context = store.append("text", DECOMPOSED[cut:], embedder).context(8)
+    assert reader.decode(context.token_ids) != DECOMPOSED
+    prompt = expanded_prompt(reader, [context], "What of phrase 17?", k="auto", room=500)
+    k = choose_k(prompt, 500)
+    found = citations(reader, reader.plan(prompt, k, 8), "Très bien.", most=9)
+    raw = [each for each in found if each.raw]
+    assert any("Phrase 17 " in each.quote for each in raw)
+    for each in found:
+        quoted = DECOMPOSED.encode()[each.start_byte : each.end_byte].decode()
+        assert quoted == each.quote
+        assert each.quote.startswith("Phrase")
+        assert each.quote.endswith(".")
+
+
+def test_a_text_that_other_tokens_were_made_of_is_not_cited(embedder: ExtensibleEmbedder) -> None:
+    made = embedder.compress(TEXT, k=4)
+    other = dataclasses.replace(made, source=GivenText("Another text. " * 90))
+    prompt = question_prompt(embedder.reader, [other], "What?")
+    for each in citations(embedder.reader, embedder.reader.plan(prompt, 8, 8), "A heron."):
+        assert TEXT.encode()[each.start_byte : each.end_byte].decode() == each.quote
+
+
+@pytest.mark.parametrize("text", ["abc", "a\u0301é\U0001f600x", ""])
+def test_characters_before_a_byte(text: str) -> None:
+    data = text.encode()
+    expected = [len(data[:end].decode(errors="ignore")) for end in range(len(data) + 1)]
+    found = characters_before(text, torch.arange(len(data) + 1))
+    whole = [
+        end
+        for end in range(len(data) + 1)
+        if data[:end].decode(errors="ignore").encode() == data[:end]
+    ]
+    assert [int(found[end]) for end in whole] == [expected[end] for end in whole]
 
 
 def test_no_answer_has_no_rows(embedder: ExtensibleEmbedder) -> None:

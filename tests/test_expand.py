@@ -90,6 +90,24 @@ def test_what_fits_raw_stays_raw(tiny_reader: Reader, context: Context) -> None:
     assert choose_k(prompt, plain.num_rows(1)) == 1
 
 
+def test_a_k_that_is_given_has_spans_where_all_would_fit_raw(
+    tiny_reader: Reader, context: Context
+) -> None:
+    room = 2 * question_prompt(tiny_reader, [context], QUESTION).num_rows(1)
+    for k in (8, [8]):
+        prompt = expanded_prompt(tiny_reader, [context], QUESTION, k=k, expand=64, room=room)
+        (span,) = prompt.spans
+        assert "zebra" in tiny_reader.decode(context.token_ids[span.start : span.end])
+
+
+@pytest.mark.parametrize("expand", [-5, "foo", True])
+def test_spans_are_asked_for_in_tokens_however_short_the_text(
+    tiny_reader: Reader, context: Context, expand: int | str
+) -> None:
+    with pytest.raises(InputError, match="expand is"):
+        expanded_prompt(tiny_reader, [context], QUESTION, expand=expand, room=100_000)
+
+
 def test_spans_follow_their_context_in_order_and_neighbours_are_one(
     tiny_reader: Reader, embedder: ExtensibleEmbedder, context: Context
 ) -> None:

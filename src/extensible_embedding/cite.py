@@ -11,8 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from .attend import attention_to_rows
 from .context import Context
+from .source import characters_before
 
 if TYPE_CHECKING:
     from .answer import Plan
@@ -55,10 +59,7 @@ def citations(reader: Reader, plan: Plan, answer: str, *, most: int = 3) -> list
         InputError: the reader's attention cannot be watched.
     """
     sources = [
-        _Source(
-            reader=reader, number=number, context=context, text=reader.decode(context.token_ids)
-        )
-        for number, context in enumerate(plan.prompt.contexts)
+        _source(reader, number, context) for number, context in enumerate(plan.prompt.contexts)
     ]
     return [*_of_spans(sources, plan), *_of_rows(sources, reader, plan, answer, most)]
 
@@ -108,10 +109,12 @@ class _Source:
     number: int
     context: Context
     text: str
+    places: tuple[Tensor, Tensor] | None
+    """Numbers of tokens, in order from 0, and the text's characters that these hold, (m,) each."""
 
     def citation(self, start: int, end: int, *, raw: bool, weight: float) -> Citation:
         """Of tokens `start` to before `end`, widened to whole sentences."""
-        first, last = self._characters(start), self._characters(end)
+        first, last = self._character(start), self._character(end, at_least=True)
         first, last = _sentences(self.text, first, max(last, first + 1))
         quote, place = self.text[first:last], len(self.text[:first].encode())
         return Citation(
@@ -124,10 +127,28 @@ class _Source:
             weight=weight,
         )
 
-    def _characters(self, tokens: int) -> int:
-        """How many characters of the text the first tokens hold whole."""
-        start = self.reader.decode(self.context.token_ids[:tokens])
-        return len(start) if self.text.startswith(start) else len(start.rstrip("\ufffd"))
+    def _character(self, tokens: int, *, at_least: bool = False) -> int:
+        """How many characters the first tokens hold: at the place before, or at the one after."""
+        if self.places is None:
+            start = self.reader.decode(self.context.token_ids[:tokens])
+            return len(start) if self.text.startswith(start) else len(start.rstrip("\ufffd"))
+        numbers, characters = self.places
+        if at_least:
+            place = min(int(torch.searchsorted(numbers, tokens)), len(numbers) - 1)
+        else:
+            place = int(torch.searchsorted(numbers, tokens, right=True)) - 1
+        return int(characters[place])
+
+
+def _source(reader: Reader, number: int, context: Context) -> _Source:
+    """A context with its text: as it was given or, where that is not known, as its tokens read."""
+    source, text = context.source, reader.decode(context.token_ids)
+    places = source.places(reader, context.token_ids) if source is not None else None
+    if source is not None and places is not None:
+        text, zero = source.text(), torch.zeros(1, dtype=torch.long)
+        ends = characters_before(text, places[1])
+        places = torch.cat([zero, places[0]]), torch.cat([zero, ends])
+    return _Source(reader=reader, number=number, context=context, text=text, places=places)
 
 
 def _sentences(text: str, first: int, last: int) -> tuple[int, int]:

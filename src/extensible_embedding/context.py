@@ -9,7 +9,7 @@ Axes: R row, H reader hidden size; n tokens.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .downsampling import (
 )
 from .errors import CheckpointError, InputError
 from .folders import read_json, read_tensors, whole_folder, write_json
+from .source import Source
 
 FORMAT_VERSION = 1
 MANIFEST = "context.json"
@@ -55,6 +56,8 @@ class Context:
     """Largest scale factor that k="auto" may choose."""
     title: str = ""
     """A name to show."""
+    source: Source | None = field(default=None, repr=False, compare=False)
+    """The text that the tokens were made of, where it is known; it is not saved."""
 
     @property
     def num_tokens(self) -> int:
@@ -174,19 +177,19 @@ _PIECE_ROWS = 1 << 16  # a whole context's worth of booleans would double the me
 
 def _check_manifest(manifest: dict[str, Any], folder: Path) -> None:
     expected = {**_SAVED_FIELDS, **_SIZES}
-    for field in sorted({*expected, *manifest} - {"format_version"}):
-        if field not in manifest:
-            raise _damaged(folder, f"{field!r} in its {MANIFEST}", "lacks it")
-        value = manifest[field]
-        if field not in expected:
-            raise _damaged(folder, f"no {field!r} in its {MANIFEST}", f"has it as {value!r}")
-        if type(value) is not expected[field] or (isinstance(value, int) and value < 1):
-            what = "whole numbers, 1 or more," if expected[field] is int else "text"
-            raise _damaged(folder, f"{what} as {field!r}", f"has {value!r}")
-    k, chunk_tokens, name = (manifest[field] for field in ("k", "chunk_tokens", "down_sampling"))
+    for name in sorted({*expected, *manifest} - {"format_version"}):
+        if name not in manifest:
+            raise _damaged(folder, f"{name!r} in its {MANIFEST}", "lacks it")
+        value = manifest[name]
+        if name not in expected:
+            raise _damaged(folder, f"no {name!r} in its {MANIFEST}", f"has it as {value!r}")
+        if type(value) is not expected[name] or (isinstance(value, int) and value < 1):
+            what = "whole numbers, 1 or more," if expected[name] is int else "text"
+            raise _damaged(folder, f"{what} as {name!r}", f"has {value!r}")
+    k, chunk_tokens = manifest["k"], manifest["chunk_tokens"]
     if k > chunk_tokens:
         raise _damaged(folder, f"a k of at most its chunks' {chunk_tokens} tokens", f"has k={k}")
-    if name not in DOWN_SAMPLINGS:
+    if (name := manifest["down_sampling"]) not in DOWN_SAMPLINGS:
         raise _damaged(folder, f"a down-sampling of {', '.join(DOWN_SAMPLINGS)}", f"has {name!r}")
 
 

@@ -31,6 +31,7 @@ from .downsampling import check_scale_factor, down_sampling, num_rows
 from .errors import InputError
 from .picked import computes_only
 from .reader import Reader
+from .source import GivenText
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
@@ -236,6 +237,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             embedder_fingerprint=self.fingerprint,
             reader_fingerprint=self.reader.fingerprint,
             title=title,
+            source=GivenText(text) if isinstance(text, str) else None,
         )
 
     @torch.inference_mode()

@@ -129,7 +129,7 @@ def expanded_prompt(
     history: Sequence[Turn] = (),
     ranker: SpanRanker | None = None,
 ) -> Prompt:
-    """A question's prompt with the best spans of its contexts raw; where all fits raw, as it is.
+    """A question's prompt with the best spans of its contexts raw; where all is read raw, as it is.
 
     Args:
         reader: that is asked.
@@ -164,18 +164,19 @@ def best_spans(
     room: int,
     ranker: SpanRanker | None = None,
 ) -> list[RawSpan]:
-    """The spans for which there is room beside a prompt without any; none where all fits raw.
+    """The spans for which there is room beside a prompt without any; none where all is read raw.
 
     Args:
         plain: the prompt, which has the contexts in this order; else as of `expanded_prompt`.
     """
+    asked = _num_pieces(expand, room - plain.num_raw)
     chosen = fit(plain, k, room)
-    if plain.num_rows(1) <= room:
+    if set(plain.each_k(chosen)) <= {1}:
         return []
     coarsest = tuple(context.coarsest_k for context in contexts)
     least = plain.num_rows(coarsest if k == AUTO else chosen)
     piece_rows = PIECE_TOKENS + len(reader.encode(BETWEEN_SPANS))
-    most = min(_num_pieces(expand, room - plain.num_raw), (room - least) // piece_rows)
+    most = min(asked, (room - least) // piece_rows)
     pieces = [
         piece for number, each in enumerate(contexts) for piece in _pieces(reader, number, each)
     ]

@@ -45,7 +45,8 @@ CiteOption = Annotated[
     typer.Option(
         "--cite",
         help="Also show where the answer comes from: the spans read raw and the rows it attended "
-        "to most, with their bytes in the text and the sentences there.",
+        "to most, with the sentences there and their bytes in the text as it was read: UTF-8, a "
+        "line feed after each line.",
     ),
 ]
 

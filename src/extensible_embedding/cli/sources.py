@@ -231,6 +231,7 @@ def _for_reader(source: Source, reader: Reader, derivative: bool) -> Context | N
 def _stand_in(source: Source, embedder: ExtensibleEmbedder) -> Context:
     """A context without rows, of a text that is still to be compressed."""
     from ..context import Context
+    from ..source import GivenText
 
     content, reader, config = source.content, embedder.reader, embedder.config
     ids = reader.encode(content.text) if isinstance(content, Document) else content.token_ids
@@ -244,17 +245,20 @@ def _stand_in(source: Source, embedder: ExtensibleEmbedder) -> Context:
         embedder_fingerprint="",
         reader_fingerprint=reader.fingerprint,
         title=content.title,
+        source=GivenText(content.text) if isinstance(content, Document) else content.source,
     )
 
 
 def _compress(source: Source, stand_in: Context, embedder: ExtensibleEmbedder, k: int) -> Context:
     ids, title = stand_in.token_ids, stand_in.title
     if len(ids) < k <= embedder.config.chunk_tokens:
-        return dataclasses.replace(embedder.compress(ids, k=len(ids), title=title), k=k)
-    if k == 1:
-        return embedder.compress(ids, k=k, title=title)
-    with progress_bar(f"Compressing {Path(source.name).name}", "tokens") as progress:
-        return embedder.compress(ids, k=k, title=title, progress=progress)
+        made = dataclasses.replace(embedder.compress(ids, k=len(ids), title=title), k=k)
+    elif k == 1:
+        made = embedder.compress(ids, k=k, title=title)
+    else:
+        with progress_bar(f"Compressing {Path(source.name).name}", "tokens") as progress:
+            made = embedder.compress(ids, k=k, title=title, progress=progress)
+    return dataclasses.replace(made, source=stand_in.source)
 
 
 def _smallest_k(

@@ -48,5 +48,6 @@ def lazy_context(stored: StoredContext) -> LazyContext:
         reader_fingerprint=kept.reader_fingerprint,
         max_k=kept.max_k,
         title=stored.title,
+        source=stored,
         stored=stored,
     )

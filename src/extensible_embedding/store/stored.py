@@ -12,19 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..chunks import chunk_spans
 from ..context import Context
-from ..downsampling import Picked, check_scale_factor, down_sampling, num_rows
+from ..downsampling import Picked, check_scale_factor, down_sampling, num_rows, row_ends
 from ..errors import CheckpointError, InputError
 from .files import Place
 from .manifest import Manifest, Settings
 from .names import folder_of
 from .segment import OpenSegment, Segment, open_text
+
+if TYPE_CHECKING:
+    from ..reader import Reader
 
 
 class LostFileError(CheckpointError):
@@ -150,6 +153,7 @@ class StoredContext:
             reader_fingerprint=kept.reader_fingerprint,
             max_k=kept.max_k,
             title=self.title,
+            source=self,
         )
 
     def _rows(self, segment: OpenSegment, k: int) -> Tensor:
@@ -202,6 +206,17 @@ class StoredContext:
         ends = torch.cat([torch.zeros(0, dtype=torch.long), *self._ends()])
         starts = torch.cat([ends.new_zeros(1), ends])[:-1]
         return torch.stack([starts, ends], dim=1)
+
+    def places(self, reader: Reader, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens that end a row as kept, and the bytes of the text after these: (R,) each."""
+        lengths = [each.segment.num_tokens for each in self.segments]
+        starts, chunk = torch.tensor([0, *lengths]).cumsum(0), self.settings.chunk_tokens
+        numbers = [
+            row_ends(end - start, self.settings.k) + start + int(first)
+            for length, first in zip(lengths, starts, strict=False)
+            for start, end in chunk_spans(length, chunk)
+        ]
+        return torch.cat(numbers), self.row_spans()[:, 1]
 
     def _ends(self) -> Iterator[Tensor]:
         offset = 0
