@@ -86,7 +86,7 @@ def read_document(path: str | Path) -> Document:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise InputError(_no_text(path))
-    return Document(title=_one_line(title or "") or path.stem, text=text, source=str(path))
+    return Document(title=_one_line(title or "") or _whole(path.stem), text=text, source=str(path))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -329,7 +329,11 @@ def _pdf_pages(reader: PdfReader) -> Iterator[str]:
 
 
 def _whole(text: str) -> str:
-    """The same in whole characters: some PDFs have halves, which no tokenizer or file accepts."""
+    """The same in whole characters.
+
+    Some PDFs have halves, which no tokenizer or file accepts, and names of files may hold bytes
+    that are none.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

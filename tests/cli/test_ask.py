@@ -248,6 +248,23 @@ def test_each_context_is_read_at_a_k_of_its_own(
     assert json.loads(run("ask", "at-3", saved, book, *rest).stdout)["k"] < 12
 
 
+def test_a_k_for_each_source(run: Run, library: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The door is violet. " * 4)
+    rest = ("-q", "Who?", "--max-new-tokens", "4")
+    result = run("ask", f"{library}:book", note, *rest, "--k", "8, 1")
+    assert result.exit_code == 0, result.output
+    tokens = ContextStore(library)["book"].num_tokens
+    rows = ContextStore(library)["book"].context(8).num_rows + 20 * 4
+    assert f"k=8, 1 (compressed): {tokens + 20 * 4:,} context tokens in {rows:,} rows" in (
+        result.stderr
+    )
+    refused(run("ask", f"{library}:book", note, *rest, "--k", "8,1,4"), 2, "are 3 for 2")
+    refused(run("ask", f"{library}:book", note, *rest, "--k", "6,1"), 2, "compressed at k=4")
+    refused(run("ask", f"{library}:book", note, *rest, "--k", "8,auto"), 2, "--k")
+    refused(run("ask", f"{library}:book", note, *rest, "--k", "8,"), 2, "--k")
+
+
 def test_rows_at_1_are_read_as_text(
     run: Run, book: Path, tiny_embedder: ExtensibleEmbedder, tmp_path: Path
 ) -> None:

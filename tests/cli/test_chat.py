@@ -204,16 +204,20 @@ def test_ctrl_c_keeps_what_was_said(
     assert ContextStore("talks")["mine"].text() == "Question: Who?\nAnswer: Once\n\n"
 
 
-def test_ctrl_c_while_a_turn_is_kept_keeps_it(
-    run: Run, library: Path, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there", [False, True])
+def test_ctrl_c_while_a_turn_is_kept_keeps_it_once(
+    run: Run, library: Path, asked: list[Asked], monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
+    """Be it before or after the store has it."""
     add, pressed = ContextStore.add, []
 
     def interrupted(*arguments: object, **settings: object) -> object:
-        if not pressed:
-            pressed.append(True)
-            raise KeyboardInterrupt
-        return add(*arguments, **settings)  # type: ignore[arg-type]
+        if pressed:
+            return add(*arguments, **settings)  # type: ignore[arg-type]
+        pressed.append(True)
+        if there:
+            add(*arguments, **settings)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(ContextStore, "add", interrupted)
     assert run("chat", library, *KEPT, stdin="Who?\nWhy?\n").exit_code == 130

@@ -124,6 +124,26 @@ def test_names_of_files(file: str, name: str) -> None:
     assert check_name(name) == name
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+def test_a_name_that_is_not_utf8_is_shown_and_kept_in_whole_characters(
+    run: Run, tmp_path: Path, out: Path
+) -> None:
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    try:
+        Path(file).write_text("A text about nothing. " * 9)
+    except OSError:
+        pytest.skip("this file system takes whole characters alone")
+    result = run("compress", file, "--out", out)
+    assert result.exit_code == 0, result.output
+    for shown in (
+        result.output,
+        run("store", "list", out, models=False).output,
+        run("store", "list", out, "--json", models=False).output,
+    ):
+        assert "caf" in shown.encode().decode()
+    assert kept(out, "caf").title == "caf\ufffd"
+
+
 def test_compress_leaves_other_folders_alone(
     run: Run, book: Path, saved: Path, tmp_path: Path, no_reader: None
 ) -> None:

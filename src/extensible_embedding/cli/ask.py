@@ -24,7 +24,15 @@ from .citing import (
     ranker_of,
 )
 from .console import load_reader, note, quiet_libraries, spinner
-from .options import AUTO, JsonOption, Models, NewTokensOption, ReadingKOption, parse_k, with_models
+from .options import (
+    AUTO,
+    EachKOption,
+    JsonOption,
+    Models,
+    NewTokensOption,
+    parse_each_k,
+    with_models,
+)
 from .sources import Source, SourcesArgument, contexts_of, open_sources
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ def ask(
     question: Annotated[
         str, typer.Option("--question", "-q", metavar="TEXT", help="What you want to know.")
     ],
-    k: ReadingKOption = AUTO,
+    k: EachKOption = AUTO,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -72,7 +80,7 @@ def ask(
         )
     if not question.strip():
         raise InputError("--question is empty; ask something, for example `-q 'Who is Emma?'`.")
-    scale_factor = parse_k(k)
+    scale_factor = parse_each_k(k)
     opened = open_sources(sources, scale_factor)
     reply = Reply(
         k=scale_factor,
@@ -89,7 +97,8 @@ def ask(
 class Reply:
     """How a question is to be answered."""
 
-    k: int | str
+    k: int | str | tuple[int, ...]
+    """Of all sources, or of each."""
     max_new_tokens: int
     stream: bool = True
     expand: int | str = 0
@@ -181,14 +190,15 @@ def room_for_prompt(reader: Reader, question: str, max_new_tokens: int) -> int:
     return reader.window - max_new_tokens
 
 
-def describe(plan: Plan, reader: Reader, asked: int | str) -> str:
+def describe(plan: Plan, reader: Reader, asked: int | str | tuple[int, ...]) -> str:
     """One line: what is read, at which k, in how many rows."""
     rows = plan.prompt_rows - plan.prompt.num_raw
     kind = "compressed"
     if plan.k == 1:
         kind = "raw text" if asked == 1 else "the text fits, so it is read raw; --k 4 forces rows"
+    shown = ", ".join(map(str, plan.ks)) if len(set(plan.ks)) > 1 else plan.k
     return (
-        f"k={plan.k} ({kind}): {plan.num_context_tokens:,} context tokens in {rows:,} rows; the "
+        f"k={shown} ({kind}): {plan.num_context_tokens:,} context tokens in {rows:,} rows; the "
         f"prompt takes {plan.prompt_rows:,} of the window's {reader.window:,} rows."
     )
 

@@ -76,6 +76,8 @@ def chat(
     opened = open_sources(sources, scale_factor)
     if kept is not None:
         opened = [source for source in opened if not _is_at(source, *kept)]
+        if not opened:
+            note("These sources hold this conversation alone: nothing else is read.")
     _chat(opened, Reply(k=scale_factor, max_new_tokens=max_new_tokens), models, kept)
 
 
@@ -132,7 +134,7 @@ def _memory(
     reader: Reader,
     embedder: ExtensibleEmbedder | None,
     kept: tuple[ContextStore, str] | None,
-    k: int | str,
+    k: int | str | tuple[int, ...],
 ) -> Conversation:
     """What was said before, if it was kept."""
     from ..store.conversation import Conversation, KeptConversation
@@ -227,9 +229,12 @@ def _plan(
 
 def _keep(memory: Conversation, question: str, said: str) -> None:
     """Keeps a turn; Ctrl-C meanwhile ends the chat after that."""
+    num_before = len(memory.turns)
     with spinner("Keeping what was said ..."):
         try:
             memory.keep(question, said)
         except KeyboardInterrupt:
-            memory.keep(question, said)  # the store is as it was before
+            memory.reload()
+            if len(memory.turns) == num_before:  # else it came after the store had it
+                memory.keep(question, said)
             raise

@@ -114,6 +114,11 @@ def name_of(file: Path) -> str:
     return short.decode(errors="ignore").strip() or "context"
 
 
+def _shown_path(document: Document) -> str:
+    """Where a text came from, in characters that can be shown: names of files may hold others."""
+    return document.source.encode(errors="replace").decode()
+
+
 def _distinct(names: Sequence[str]) -> list[str]:
     from ..store.names import name_key
 
@@ -216,7 +221,7 @@ def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedde
             k=kept.k,
             row_type=kept.row_type,
             title=document.title,
-            metadata={"source": document.source.encode(errors="replace").decode()},
+            metadata={"source": _shown_path(document)},
             replace=kept.replace,
             progress=progress,
         )
@@ -226,7 +231,7 @@ def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedde
 def _result(kept: Kept, name: str, document: Document, seconds: float | None) -> dict[str, Any]:
     manifest = kept.store.manifest(name)
     return {
-        "source": document.source,
+        "source": _shown_path(document),
         "name": name,
         "context": shown(kept.place, name),
         "title": manifest.title,

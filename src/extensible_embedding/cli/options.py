@@ -75,6 +75,16 @@ ReadingKOption = Annotated[
         "takes the smallest at which all fits in the window.",
     ),
 ]
+EachKOption = Annotated[
+    str,
+    typer.Option(
+        "--k",
+        metavar="N|auto|N,N,...",
+        help="Scale factor: context tokens that one row stands for. 1 reads the raw text, `auto` "
+        "takes the smallest at which all fits in the window. Several are one for each source, in "
+        "order.",
+    ),
+]
 MakingKOption = Annotated[
     str,
     typer.Option(
@@ -208,6 +218,18 @@ def parse_k(text: str) -> int | str:
         f"--k is a scale factor, a whole number of tokens per row from 1 to the length of a chunk, "
         f"or `auto`, but it is {shown!r}; give for example `--k 4`."
     )
+
+
+def parse_each_k(text: str) -> int | str | tuple[int, ...]:
+    """A scale factor, "auto", or one scale factor for each source.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    parts = text.split(",")
+    if len(parts) == 1:
+        return parse_k(text)
+    return tuple(parse_scale_factor(part.strip()) for part in parts)
 
 
 def parse_rows_k(text: str) -> int | str:

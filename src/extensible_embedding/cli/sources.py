@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -64,18 +64,31 @@ class Source:
         return f"make its rows anew with `{reembed}`"
 
 
-def open_sources(values: Sequence[str], k: int | str) -> list[Source]:
+def open_sources(values: Sequence[str], k: int | str | tuple[int, ...]) -> list[Source]:
     """Contexts that were kept and documents, in the order given.
 
     Raises:
-        InputError: a file cannot be read, a folder holds no context or one that k cannot read.
+        InputError: a file cannot be read, a folder holds no context or one that k cannot read, or
+            there are not as many k as sources.
         CheckpointError: a context is damaged.
     """
     sources = [source for value in values for source in _opened(value)]
-    for source in sources:
-        if source.saved is not None and isinstance(k, int):
-            check_readable(source, source.saved, k)
+    if isinstance(k, tuple) and len(k) != len(sources):
+        raise InputError(
+            f"Several --k are one for each source, but there are {len(k)} for {len(sources)}: "
+            f"{', '.join(source.name for source in sources)}; give as many, or one for all."
+        )
+    for source, number in zip(sources, _each(k, len(sources)), strict=True):
+        if source.saved is not None and number is not None:
+            check_readable(source, source.saved, number)
     return sources
+
+
+def _each(k: int | str | tuple[int, ...], count: int) -> tuple[int | None, ...]:
+    """The scale factor of each source; None where it is still to be chosen."""
+    if isinstance(k, tuple):
+        return k
+    return (k if isinstance(k, int) else None,) * count
 
 
 def _opened(value: str) -> list[Source]:
@@ -175,7 +188,7 @@ def contexts_of(
     reader: Reader,
     models: Models,
     *,
-    k: int | str,
+    k: int | str | tuple[int, ...],
     prompt_of: PromptOf,
     room: int,
     embedder: ExtensibleEmbedder | None = None,
@@ -186,7 +199,7 @@ def contexts_of(
         sources: from `open_sources`.
         reader: that will read them.
         models: the embedder, loaded only if there is something to compress.
-        k: scale factor, or "auto": the smallest at which the prompt fits.
+        k: scale factor of all or of each, or "auto": the smallest at which the prompt fits.
         prompt_of: makes the prompt that is to fit.
         room: the most rows that it may take.
         embedder: if it is loaded already.
@@ -205,10 +218,12 @@ def contexts_of(
         context or _stand_in(source, embedder)
         for source, context in zip(sources, contexts, strict=True)
     ]
-    number = k if isinstance(k, int) else _smallest_k(sources, prompt_of(unmade), embedder, room)
+    ks = _each(k, len(sources))
+    if None in ks:
+        ks = (_smallest_k(sources, prompt_of(unmade), embedder, room),) * len(sources)
     return [
-        context or _compress(source, stand_in, embedder, number)
-        for source, context, stand_in in zip(sources, contexts, unmade, strict=True)
+        context or _compress(source, stand_in, embedder, cast("int", number))
+        for source, context, stand_in, number in zip(sources, contexts, unmade, ks, strict=True)
     ]
 
 

@@ -54,6 +54,9 @@ class Conversation:
         """Adds a turn."""
         self.turns.append((question, answer))
 
+    def reload(self) -> None:
+        """Looks again at what is kept, after `keep` was broken off."""
+
     def forget(self) -> None:
         """Removes all of it."""
         self.turns.clear()
@@ -104,6 +107,9 @@ class KeptConversation(Conversation):
             self.store.add(self.name, text, self.embedder, k=self.k, title=self.name, metadata=KIND)
         self._load()
 
+    def reload(self) -> None:
+        self._load()
+
     def forget(self) -> None:
         """Deletes its context."""
         if self.name in self.store:
@@ -125,6 +131,7 @@ class KeptConversation(Conversation):
             rows=whole.rows[first_row:num_rows],
             token_ids=whole.token_ids[first:num_tokens],
             title=TITLE,
+            source=None,  # these are tokens of a part of it
         )
 
     def _load(self) -> None:
