@@ -100,6 +100,14 @@ def test_a_k_that_is_given_has_spans_where_all_would_fit_raw(
         assert "zebra" in tiny_reader.decode(context.token_ids[span.start : span.end])
 
 
+def test_a_context_may_be_read_twice(tiny_reader: Reader, context: Context) -> None:
+    for room in (900, 1200):
+        prompt = expanded_prompt(tiny_reader, [context, context], QUESTION, room=room)
+        assert prompt.num_rows(choose_k(prompt, room)) <= room
+        assert len(prompt.contexts) == 2
+        assert len({id(span.context) for span in prompt.spans}) == len(prompt.spans) == 2
+
+
 @pytest.mark.parametrize("expand", [-5, "foo", True])
 def test_spans_are_asked_for_in_tokens_however_short_the_text(
     tiny_reader: Reader, context: Context, expand: int | str

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, byte_tokenizer, make_embedder, tiny_llama
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from extensible_embedding import Context, ExtensibleEmbedder, Reader
+from extensible_embedding import Context, ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError, MismatchError, WindowError
 from extensible_embedding.prompt import (
     Prompt,
     choose_k,
+    context_rows,
     fit,
     language_head,
     question_prompt,
     smallest_k,
     text_prompt,
 )
+from extensible_embedding.store.reading import lazy_context
 
 
 @pytest.fixture
@@ -184,6 +190,37 @@ def test_the_head_is_one_token_and_never_doubled(tiny_reader: Reader, context: C
 def test_an_empty_question_is_refused(tiny_reader: Reader, context: Context) -> None:
     with pytest.raises(InputError, match="this one is empty"):
         question_prompt(tiny_reader, [context], " \n")
+
+
+def permuted(reader: Reader) -> Reader:
+    """The same model with a tokenizer whose tokens have other numbers."""
+    tokenizer = byte_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    made.chat_template = tokenizer.chat_template
+    return Reader(reader.model, made, name="permuted")
+
+
+def test_another_tokenizer_is_refused(tiny_embedder: ExtensibleEmbedder, tmp_path: Path) -> None:
+    reader = permuted(tiny_embedder.reader)
+    store = ContextStore(tmp_path / "store")
+    stored = store.add("text", "a bad cab " * 9, tiny_embedder)
+    for context in (
+        tiny_embedder.compress("a bad cab " * 9, k=4),
+        stored.context(8),
+        lazy_context(stored),
+    ):
+        for k in (1, 8):
+            with pytest.raises(MismatchError, match=r"tokens of the tokenizer with .*'permuted'"):
+                context_rows(reader, context, k)
+            assert len(context_rows(reader, reader.adopt(context), k))
 
 
 def test_rows_for_another_reader_are_refused(context: Context) -> None:

@@ -56,6 +56,8 @@ class Context:
     """Largest scale factor that k="auto" may choose."""
     title: str = ""
     """A name to show."""
+    tokenizer_fingerprint: str = ""
+    """Of the tokenizer that made the tokens, where it is known; it is not saved."""
     source: Source | None = field(default=None, repr=False, compare=False)
     """The text that the tokens were made of, where it is known; it is not saved."""
 

@@ -237,6 +237,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             embedder_fingerprint=self.fingerprint,
             reader_fingerprint=self.reader.fingerprint,
             title=title,
+            tokenizer_fingerprint=self.reader.tokenizer_fingerprint,
             source=GivenText(text) if isinstance(text, str) else None,
         )
 

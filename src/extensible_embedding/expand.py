@@ -8,6 +8,7 @@ numbers; raw spans have them as they are.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,11 +147,20 @@ def expanded_prompt(
         InputError: `expand` is neither a number of tokens nor "auto".
         WindowError: even the rows alone do not fit.
     """
+    contexts = _each_once(contexts)
     plain = question_prompt(reader, contexts, question, history)
     spans = best_spans(
         reader, contexts, question, plain, k=k, expand=expand, room=room, ranker=ranker
     )
     return question_prompt(reader, contexts, question, history, spans)
+
+
+def _each_once(contexts: Sequence[Context]) -> list[Context]:
+    """The same, where one that is read twice is two: a span is of one of them."""
+    return [
+        dataclasses.replace(each) if any(each is other for other in contexts[:number]) else each
+        for number, each in enumerate(contexts)
+    ]
 
 
 def best_spans(

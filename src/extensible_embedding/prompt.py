@@ -128,10 +128,11 @@ def context_rows(reader: Reader, context: Context, k: int) -> Tensor:
     """Rows (R, H) of a context at k; at k=1 its token ids (n,).
 
     Raises:
-        MismatchError: the context was made for another reader.
+        MismatchError: the context was made for another reader, or by another tokenizer.
         InputError: k is not usable with this context.
     """
     reader.check_same(context.reader_fingerprint, f"Context {context.title!r}")
+    reader.check_tokenizer(context.tokenizer_fingerprint, f"Context {context.title!r}")
     if check_scale_factor(k) == 1:
         return context.token_ids
     return context.at(k).rows

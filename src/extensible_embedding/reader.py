@@ -242,6 +242,19 @@ class Reader(AnswerMixin):
                 "for, make it again, or pass it through adopt() if this reader is a fine-tune."
             )
 
+    def check_tokenizer(self, fingerprint: str, what: str) -> None:
+        """Raises MismatchError unless this tokenizer made the tokens of `what`, if that is known.
+
+        Their numbers would stand for other pieces of text.
+        """
+        if fingerprint and fingerprint != self.tokenizer_fingerprint:
+            raise MismatchError(
+                f"{what} has tokens of the tokenizer with fingerprint {fingerprint}, but "
+                f"{self.name!r} has {self.tokenizer_fingerprint}; load the reader with that one, "
+                "make the context again, or pass it through adopt() if this is a fine-tune's, "
+                "with the same tokens."
+            )
+
     def adopt(self, context: Context) -> Context:
         """A context of the reader that this one is a fine-tune of, as one of its own.
 
@@ -258,7 +271,9 @@ class Reader(AnswerMixin):
                 f"{context.title!r} has rows of {width} and token id {largest}; compress the text "
                 "again."
             )
-        return dataclasses.replace(context, reader_fingerprint=self.fingerprint)
+        return dataclasses.replace(
+            context, reader_fingerprint=self.fingerprint, tokenizer_fingerprint=""
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of last hidden states (..., H), as the model itself would give them."""

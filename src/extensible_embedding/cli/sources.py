@@ -240,6 +240,12 @@ def _for_reader(source: Source, reader: Reader, derivative: bool) -> Context | N
             f"that of {source.name!r}; choose it with --reader, {source.remake()}, or give "
             "--derivative if this one is a fine-tune of it."
         )
+    elif content.tokenizer_fingerprint not in ("", reader.tokenizer_fingerprint):
+        raise MismatchError(
+            f"Contexts are read with the tokenizer that made their tokens, but {reader.name!r} has "
+            f"another than {source.name!r}; {source.remake()}, or give --derivative if both have "
+            "the same tokens."
+        )
     return None if source.saved is None else content
 
 

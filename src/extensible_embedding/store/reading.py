@@ -31,7 +31,10 @@ class LazyContext(Context):
     def at(self, k: int) -> Context:
         """The context with its rows at k; raises as `StoredContext.context`."""
         return dataclasses.replace(
-            self.stored.context(k), title=self.title, reader_fingerprint=self.reader_fingerprint
+            self.stored.context(k),
+            title=self.title,
+            reader_fingerprint=self.reader_fingerprint,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
         )
 
 
@@ -48,6 +51,7 @@ def lazy_context(stored: StoredContext) -> LazyContext:
         reader_fingerprint=kept.reader_fingerprint,
         max_k=kept.max_k,
         title=stored.title,
+        tokenizer_fingerprint=kept.tokenizer_fingerprint,
         source=stored,
         stored=stored,
     )

@@ -153,6 +153,7 @@ class StoredContext:
             reader_fingerprint=kept.reader_fingerprint,
             max_k=kept.max_k,
             title=self.title,
+            tokenizer_fingerprint=kept.tokenizer_fingerprint,
             source=self,
         )
 
