@@ -15,6 +15,9 @@ from serve.processes import PROGRAM, served
 
 from extensible_embedding import ContextStore
 from extensible_embedding.cli.serve import check_installed
+from extensible_embedding.errors import InputError
+from extensible_embedding.serve.keys import Keys
+from extensible_embedding.serve.settings import ServeSettings
 
 from .conftest import Run, refused
 
@@ -84,6 +87,23 @@ def test_what_cannot_be_is_told_before_the_models_load(
 def test_a_file_is_no_store(run: Run, no_reader: None, book: Path) -> None:
     refused(run("serve", book), 2, "book.txt")
     refused(run("mcp", book), 2, "book.txt")
+
+
+def test_agents_keep_as_much_text_as_they_may(
+    run: Run, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def service(
+        store: object, keys: Keys, engine: object, settings: ServeSettings, _: object
+    ) -> None:
+        limits.extend([settings.limits, keys.client(None).limits])
+        raise InputError("That is enough.")
+
+    monkeypatch.setattr("extensible_embedding.cli.serve._service", service)
+    refused(run("mcp", library, "--max-text", "2"), 2, "enough")
+    assert [each.max_text_bytes for each in limits] == [2 << 20, 2 << 20]
+    refused(run("mcp", library, "--max-text", "0"), 2, "--max-text")
 
 
 def test_a_port_that_is_taken_is_told(run: Run, library: Path) -> None:

@@ -36,6 +36,18 @@ class LogLevel(str, Enum):
     ERROR = "error"
 
 
+MAX_TEXT = 1024
+MaxTextOption = Annotated[
+    int,
+    typer.Option(
+        "--max-text",
+        metavar="MIB",
+        help="Text that a client keeps in all of its contexts, where its key has no other limit.",
+        callback=at_least(1, "--max-text"),
+    ),
+]
+
+
 @with_models
 def serve(
     store: StoreToServe,
@@ -101,15 +113,7 @@ def serve(
             callback=at_least(1, "--max-body"),
         ),
     ] = 32,
-    max_text: Annotated[
-        int,
-        typer.Option(
-            "--max-text",
-            metavar="MIB",
-            help="Text that a key keeps in all of its contexts, where it has no other limit.",
-            callback=at_least(1, "--max-text"),
-        ),
-    ] = 1024,
+    max_text: MaxTextOption = MAX_TEXT,
     timeout: Annotated[
         int,
         typer.Option(
@@ -167,26 +171,27 @@ def serve(
 
 
 @with_models
-def mcp(store: StoreToServe, *, models: Models) -> None:
+def mcp(store: StoreToServe, max_text: MaxTextOption = MAX_TEXT, *, models: Models) -> None:
     """Give an agent or a desktop assistant tools to keep documents and to ask about them.
 
     Speaks the Model Context Protocol on stdin and stdout. Its tools: add_document, add_file,
     list_documents, ask. Files are those that you may read yourself.
     """
     check_installed()
-    _mcp(store_to_fill("STORE", store), models)
+    _mcp(store_to_fill("STORE", store), max_text, models)
 
 
-def _mcp(store: ContextStore, models: Models) -> None:
+def _mcp(store: ContextStore, max_text: int, models: Models) -> None:
     import asyncio
 
     from ..serve.keys import Keys
     from ..serve.logs import set_up
     from ..serve.mcp import mcp_server
-    from ..serve.settings import ServeSettings
+    from ..serve.settings import MIB, Limits, ServeSettings
 
-    settings = ServeSettings(k=int(KEPT_K), expand="auto")
-    service = _service(store, Keys(), (TRANSFORMERS, None), settings, models)
+    limits = Limits(max_text_bytes=max_text * MIB)
+    settings = ServeSettings(k=int(KEPT_K), expand="auto", limits=limits)
+    service = _service(store, Keys(limits=limits), (TRANSFORMERS, None), settings, models)
     set_up("warning")
 
     async def run() -> None:
