@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.chunks import chunk_spans
-from extensible_embedding.store.manifest import Manifest, Settings
+from extensible_embedding.errors import CheckpointError, MismatchError
+from extensible_embedding.store.manifest import Manifest, Settings, decode, encode
 from extensible_embedding.store.segment import ROW_TYPES, Segment
 from extensible_embedding.store.store import ContextStore
 
@@ -135,3 +136,18 @@ def test_the_tensors_are_those_of_the_page(grown: ContextStore) -> None:
         assert rows == whole * -(-kept.chunk_tokens // kept.k) + -(-rest // kept.k)
         if segment is not stored.manifest.segments[-1]:
             assert rest == 0
+
+
+def test_no_bit_of_a_manifest_can_change_unseen(
+    store: ContextStore, embedder: ExtensibleEmbedder
+) -> None:
+    """Nor one that a value does not show: a digit behind the last, a letter's case in an escape."""
+    made = store.add("novel", "text", embedder, title="caf\u00ea", metadata={"x": [1.5e300, 1e-7]})
+    data = encode(made.manifest)
+    assert data == (folder_of(store, "novel") / "manifest.json").read_bytes()
+    assert decode(data, "") == made.manifest
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises((CheckpointError, MismatchError)):
+            decode(bytes(flipped), "")

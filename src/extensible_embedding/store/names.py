@@ -26,12 +26,13 @@ def check_name(name: str) -> str:
     """
     fault = _fault(name)
     if fault:
-        shown = repr(name if len(name) <= 60 else f"{name[:60]}...")
+        shown = repr(name)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
         raise InputError(f"A context's name {fault}, but {shown} was given; choose another.")
     return name
 
 
-def is_name(name: str) -> bool:
+def is_name(name: object) -> bool:
     """Whether a context can have this name."""
     return _fault(name) is None
 
@@ -41,7 +42,9 @@ def is_folder(name: str) -> bool:
     return len(name) == _DIGITS and not set(name) - set("0123456789abcdef")
 
 
-def _fault(name: str) -> str | None:
+def _fault(name: object) -> str | None:
+    if not isinstance(name, str):
+        return "is a text"
     if not name.strip():
         return "has at least 1 visible character"
     if name != name.strip():

@@ -23,10 +23,12 @@ from ..folders import flush
 from .files import Place, disk_faults, is_left_over, is_whole, share, write_whole, writing
 from .growth import Piece, chunk_chains, make_segments, merged, reopened, tokenized, unfinished
 from .manifest import (
+    LATEST_S,
     MANIFEST,
     Manifest,
     Settings,
     check_made_by,
+    check_text,
     checked_metadata,
     decode,
     encode,
@@ -152,7 +154,9 @@ class ContextStore:
             InputError: an argument is not usable, or there is such a context.
             StorageError: the disk refuses, or another process keeps writing.
         """
-        now = time.time()
+        check_text("A context's text", text)
+        check_text("A context's title", title)
+        now = _now()
         manifest = Manifest(
             name=check_name(name),
             title=title or name,
@@ -183,6 +187,7 @@ class ContextStore:
             MismatchError: it was made with another embedder, reader or tokenizer.
             StorageError: as `add`.
         """
+        check_text("What is appended", text)
         if not text:
             raise InputError("What is appended holds text, but it is empty; give some.")
         with self.changing(name) as folder:
@@ -218,9 +223,10 @@ class ContextStore:
             InputError: there is no such context, or already one of the new name.
             StorageError: as `add`.
         """
+        check_name(new_name)
         with self.changing(name) as folder:
             manifest = self.manifest(name)
-            target = self.place.folder / folder_of(check_name(new_name))
+            target = self.place.folder / folder_of(new_name)
             if target != folder:
                 self._check_new(new_name)
                 self._clean(_own(target))
@@ -263,12 +269,21 @@ class ContextStore:
                 self._clean(folder)
 
     def commit(self, manifest: Manifest, segments: Sequence[Segment]) -> StoredContext:
-        """Puts a context in place whose segments are in its folder; within `changing`."""
-        changed = max(time.time(), manifest.changed)
-        made = dataclasses.replace(manifest, segments=tuple(segments), changed=changed, new_name="")
-        folder = self.place.folder / folder_of(made.name)
-        write_whole(folder / MANIFEST, encode(made))
-        return self.open(made.name)
+        """Puts a context in place whose segments are in its folder, and opens it."""
+        self.put(manifest, segments)
+        return self.open(manifest.name)
+
+    def put(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
+        """As `commit`, but opens nothing: other segments may be lost; within `changing`."""
+        folder = folder_of(manifest.name)
+        before = self._manifest_in(folder)
+        times = (_now(), manifest.changed, before.changed if before else 0.0)
+        made = dataclasses.replace(
+            manifest, segments=tuple(segments), changed=max(times), new_name=""
+        )
+        data = encode(made)
+        decode(data, f"{folder}/{MANIFEST}")  # raises now, and not when it is in the other's place
+        write_whole(self.place.folder / folder / MANIFEST, data)
 
     @contextmanager
     def _writing(self) -> Iterator[Path]:
@@ -369,6 +384,11 @@ def _own(folder: Path) -> Path:
             "folder itself there."
         )
     return folder
+
+
+def _now() -> float:
+    """Seconds since 1970, of a clock however wrong."""
+    return min(max(time.time(), 0.0), LATEST_S)
 
 
 def _make(folder: Path) -> None:
