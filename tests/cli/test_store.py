@@ -147,7 +147,7 @@ def test_verify_and_repair_rows(run: Run, library: Path) -> None:
     assert result.exit_code == 4
     assert f"book: {whole} has another content than was committed" in result.stdout
     assert "lost: the rows of tokens 0 to" in result.stdout
-    assert f"`extensible store repair {library}` can make it again" in result.stdout
+    assert f"`extensible store repair {library}` may make it again" in result.stdout
     report = json.loads(run("store", "verify", library, "--json", models=False).stdout)
     (fault,) = report["faults"]
     assert (fault["file"], fault["mendable"]) == (whole, True)

@@ -173,7 +173,7 @@ class Kept:
 
         manifest = self.store.manifest(name)
         try:
-            check_made_by(manifest, embedder)
+            check_made_by(manifest, embedder, self.place)
         except MismatchError:
             return "was made by another embedder"
         kept = manifest.settings

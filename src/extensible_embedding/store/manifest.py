@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..downsampling import DOWN_SAMPLINGS
+from ..downsampling import DOWN_SAMPLINGS, num_rows
 from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, InputError, MismatchError
 from .names import folder_of
@@ -170,6 +171,7 @@ def _manifest(values: dict[str, Any]) -> Manifest:
         _check_types(each)
         _check_file(each.rows_file, ".safetensors")
         _check_file(each.text_file, ".txt")
+    _check_counts(made.settings, made.segments)
     return made
 
 
@@ -194,6 +196,15 @@ def _check_settings(settings: Settings) -> None:
     for name in ("k", "chunk_tokens", "max_k", "row_width"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is {getattr(settings, name)}")
+
+
+def _check_counts(settings: Settings, segments: Sequence[Segment]) -> None:
+    """Chunks have as many rows as they have k tokens, and only the last segment's may be short."""
+    for number, each in enumerate(segments, start=1):
+        whole, rest = divmod(each.num_tokens, settings.chunk_tokens)
+        rows = whole * num_rows(settings.chunk_tokens, settings.k) + num_rows(rest, settings.k)
+        if each.num_tokens < 1 or each.num_rows != rows or (rest and number < len(segments)):
+            raise ValueError(f"segment {number} has {each.num_rows} rows of {each.num_tokens}")
 
 
 def _check_file(name: str, ending: str) -> None:
@@ -244,8 +255,8 @@ def settings_of(embedder: ExtensibleEmbedder, k: int, row_type: str) -> Settings
     )
 
 
-def check_made_by(manifest: Manifest, embedder: ExtensibleEmbedder) -> None:
-    """Raises MismatchError unless the embedder would make the same rows of a context."""
+def check_made_by(manifest: Manifest, embedder: ExtensibleEmbedder, place: str) -> None:
+    """Raises MismatchError unless the embedder would make the same rows of a context of `place`."""
     kept = manifest.settings
     now = settings_of(embedder, kept.k, kept.row_type)
     same = {
@@ -253,10 +264,11 @@ def check_made_by(manifest: Manifest, embedder: ExtensibleEmbedder) -> None:
         "tokenizer": now.tokenizer_fingerprint == kept.tokenizer_fingerprint,
         "embedder": now.embedder_fingerprint == kept.embedder_fingerprint,
     }
+    reembed = shlex.join(["extensible", "store", "reembed", place, manifest.name])
     for what in (what for what, holds in same.items() if not holds):
         raise MismatchError(
             f"Context {manifest.name!r} was made with another {what} than the one given; give that "
-            "one, or make its rows anew, for example with `extensible store reembed`."
+            f"one, or make its rows anew, for example with `{reembed}`."
         )
 
 

@@ -192,7 +192,7 @@ class ContextStore:
             raise InputError("What is appended holds text, but it is empty; give some.")
         with self.changing(name) as folder:
             stored = self.open(name)
-            check_made_by(stored.manifest, embedder)
+            check_made_by(stored.manifest, embedder, self.place.name)
             kept = list(stored.manifest.segments)
             if unfinished(kept, stored.settings.chunk_tokens):
                 piece = reopened(embedder.reader, stored.segments[-1], text)
