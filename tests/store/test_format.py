@@ -57,6 +57,33 @@ def test_the_decoder_reads_what_the_store_reads(grown: ContextStore) -> None:
     assert text == stored.text() == TEXT
 
 
+def test_the_decoder_knows_no_other_context(grown: ContextStore) -> None:
+    for name in ("none", "NOVEL"):
+        with pytest.raises(KeyError, match=name):
+            decoder()(grown.place.folder, name)
+
+
+@pytest.mark.parametrize("step", ["rename", "put"])
+def test_the_decoder_after_a_rename_that_was_killed(
+    grown: ContextStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before or after the folder has its new name, which is the commit."""
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    where = "os.rename" if step == "rename" else f"{ContextStore.__module__}.ContextStore.put"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            grown.rename("novel", "tale")
+    old, new = ("novel", "tale") if step == "rename" else ("tale", "novel")
+    assert decoder()(grown.place.folder, old)[2] == grown[old].text() == TEXT
+    with pytest.raises(KeyError, match=new):
+        decoder()(grown.place.folder, new)
+    assert new not in grown
+
+
 def test_the_page_names_every_field() -> None:
     rows = re.findall(r"^\|(.*?)\|", PAGE, flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall("`(.*?)`", row)}

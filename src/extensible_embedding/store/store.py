@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -230,6 +229,7 @@ class ContextStore:
             if target != folder:
                 self._check_new(new_name)
                 self._clean(_own(target))
+                _check_free(target)
                 moving = dataclasses.replace(manifest, new_name=new_name)
                 write_whole(folder / MANIFEST, encode(moving))
                 os.rename(folder, target)  # commits
@@ -316,7 +316,8 @@ class ContextStore:
         """The manifest goes first and for good: half of a context is none."""
         (folder / MANIFEST).unlink()
         flush(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a reader may hold a file, on Windows; the next change removes it
+            self._clean(folder)
 
     def _folders(self) -> list[str]:
         """Of contexts that are there."""
@@ -384,6 +385,15 @@ def _own(folder: Path) -> Path:
             "folder itself there."
         )
     return folder
+
+
+def _check_free(folder: Path) -> None:
+    """Raises InputError if a context cannot move into a folder for what else is in it."""
+    if folder.is_dir() and (strange := sorted(folder.iterdir())):
+        raise InputError(
+            f"A context moves into a folder of its own, but {str(strange[0])!r} is in there; move "
+            "that out of the store, or give another name."
+        )
 
 
 def _now() -> float:
