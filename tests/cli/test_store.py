@@ -158,6 +158,22 @@ def test_verify_and_repair_rows(run: Run, library: Path) -> None:
     assert run("store", "repair", library, "--reader", "no/where", models=False).exit_code == 0
 
 
+def test_what_a_killed_change_left_is_told_and_no_damage(run: Run, library: Path) -> None:
+    folder = library / "contexts" / ("0" * 40)
+    folder.mkdir()
+    (folder / f"{'0' * 64}.txt").write_text("of a context that was never committed")
+    for command in ("verify", "repair"):
+        result = run("store", command, library, models=command == "repair")
+        assert result.exit_code == 0, result.output
+        assert "all is whole" in result.stdout
+        assert "1 folder holds what a change left" in result.stderr
+        assert f"`extensible store compact {library}` removes it" in result.stderr
+    report = run("store", "verify", library, "--json", models=False)
+    assert json.loads(report.stdout)["left_over"] == ["0" * 40]
+    assert run("store", "compact", library, models=False).exit_code == 0
+    assert run("store", "verify", library, models=False).stderr == ""
+
+
 def test_what_cannot_be_repaired(run: Run, library: Path, others: tuple[object, ...]) -> None:
     flip(library, ".safetensors")
     refused(run("store", "repair", library, *others, models=False), 5, "store reembed")
