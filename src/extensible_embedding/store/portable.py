@@ -99,9 +99,7 @@ def import_context(store: ContextStore, file: str | Path, name: str | None = Non
     with _opened(source) as archive:
         manifest = decode(_manifest_in(archive, source), f"{MANIFEST} in {source!r}")
         members = _members(archive, manifest, source)
-        manifest = dataclasses.replace(
-            manifest, name=manifest.name if name is None else name, new_name=""
-        )
+        manifest = dataclasses.replace(manifest, name=name or manifest.name, new_name="")
         with store.changing(check_name(manifest.name), new=True) as folder:
             for member in members:
                 _extract(archive, member, folder, source)

@@ -19,13 +19,13 @@ from typing import Any
 from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import CheckpointError, ExtensibleError, InputError, MismatchError
 from ..folders import flush
-from .files import Place, disk_faults, is_left_over, is_whole, share, write_whole, writing
-from .growth import Piece, chunk_chains, make_segments, merged, reopened, tokenized, unfinished
+from .contents import shared_segments
+from .files import Place, disk_faults, is_left_over, write_whole, writing
+from .growth import chunk_chains, make_segments, merged, reopened, tokenized, unfinished
 from .manifest import (
     LATEST_S,
     MANIFEST,
     Manifest,
-    Settings,
     check_made_by,
     check_text,
     checked_metadata,
@@ -168,7 +168,11 @@ class ContextStore:
         with self.changing(name, new=not (replace and name in self)) as folder:
             segments: Sequence[Segment] = ()
             if piece is not None:
-                segments = self._segments(folder, embedder, manifest.settings, piece, progress)
+                end = chunk_chains(piece, manifest.settings.chunk_tokens, "")[-1]
+                shared = shared_segments(self.place.folder, folder, end, manifest.settings)
+                segments = shared or list(
+                    make_segments(folder, embedder, manifest.settings, piece, progress=progress)
+                )
             return self.commit(manifest, segments)
 
     def append(
@@ -336,29 +340,6 @@ class ContextStore:
                 f"{found.name!r}; restore the file, or move the folder out of the store."
             )
         return here
-
-    def _readable(self) -> Iterator[Manifest]:
-        """Manifests that can be read: a damaged context is no reason to refuse another."""
-        return (each for each in self.survey() if not isinstance(each, ExtensibleError))
-
-    def _segments(
-        self,
-        folder: Path,
-        embedder: ExtensibleEmbedder,
-        settings: Settings,
-        piece: Piece,
-        progress: Progress | None,
-    ) -> Sequence[Segment]:
-        """Of a whole text: those of a context with the same chunks, or new ones."""
-        end = chunk_chains(piece, settings.chunk_tokens, "")[-1]
-        for manifest in self._readable():
-            files = [self.place.folder / folder_of(manifest.name) / each for each in manifest.files]
-            same = manifest.end_chain == end and manifest.settings == settings
-            if same and all(is_whole(file) for file in files):
-                for file in files:
-                    share(file, folder)
-                return manifest.segments
-        return list(make_segments(folder, embedder, settings, piece, progress=progress))
 
     def _check_new(self, name: str) -> None:
         found = self._manifest_in(folder_of(check_name(name)))
