@@ -26,7 +26,7 @@ from .conftest import TEXT, files_in, refused
         ("nov\u200bel", "no control characters"),
         ("\u3164", "none that cannot be seen"),
         ("\u115f\u1160", "none that cannot be seen"),
-        ("nov\u2800el", "none that cannot be seen"),
+        ("nov\u2800el", "none that cannot be seen .* but 'nov.u2800el' was given"),
         ("novel\uffa0", "none that cannot be seen"),
         ("novel\ufe0f", "none that cannot be seen"),
         ("nov\u034fel", "none that cannot be seen"),

@@ -277,3 +277,24 @@ def test_a_merge_that_fails_takes_in_nothing(
     assert [each.name for each in store] == ["mine"]
     monkeypatch.setattr(portable, "share", real)
     assert len(merge_stores(store, other)) == 3
+
+
+def test_a_merge_beside_a_change(
+    store: ContextStore,
+    other: ContextStore,
+    embedder: ExtensibleEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other.add("a log", text_of(40), embedder)
+    other.add("novel", text_of(50), embedder)
+    real, late = portable.share, ["more", "and more"]
+
+    def shared(*paths: Path) -> None:
+        if late:
+            other.append("a log", late.pop(), embedder)
+        real(*paths)
+
+    monkeypatch.setattr(portable, "share", shared)
+    assert merge_stores(store, other) == [each.name for each in other.manifests()]
+    assert store["a log"].text() == other["a log"].text() == text_of(40) + "and moremore"
+    assert verify(store) == []

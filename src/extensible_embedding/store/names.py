@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     """
     fault = _fault(name)
     if fault:
-        shown = repr(name)
+        shown = repr(name) if all(map(is_seen, str(name))) else ascii(name)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
         raise InputError(f"A context's name {fault}, but {shown} was given; choose another.")
     return name

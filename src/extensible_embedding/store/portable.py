@@ -224,7 +224,24 @@ def merge_stores(store: ContextStore, other: ContextStore) -> list[str]:
         CheckpointError: a context of the other store is damaged.
         StorageError: the disk refuses.
     """
-    new = [manifest for manifest in other.manifests() if not _has(store, manifest)]
+    for _ in range(_TRIES):
+        new = _new(store, other)
+        try:
+            return _merge(store, other, new)
+        except (CheckpointError, StorageError):
+            if _new(store, other) == new:
+                raise
+    raise CheckpointError(
+        f"Stores are merged while one stays as it is, but {other.place.name!r} changes faster than "
+        "it can be read; try again when less is written."
+    )
+
+
+def _new(store: ContextStore, other: ContextStore) -> list[Manifest]:
+    return [manifest for manifest in other.manifests() if not _has(store, manifest)]
+
+
+def _merge(store: ContextStore, other: ContextStore, new: Sequence[Manifest]) -> list[str]:
     for manifest in new:
         if faults := faults_of(other, manifest):
             raise CheckpointError(
