@@ -281,6 +281,8 @@ def test_a_k_that_saved_rows_do_not_have(
     refused(result, 2, "saved' was compressed at k=4", "read at 1, 4, 8, 12, 16", "--k is 3")
     result = run("ask", library, "-q", "Who?", "--k", "6")
     refused(result, 2, "library:book' was", f"`extensible store reembed {library} book --k 6`")
+    result = run("ask", library, "-q", "Who?", "--k", "600")
+    refused(result, 2, "read at 1, 4, 8, 12, 16", "--k is 600; choose one of these.")
 
 
 @pytest.mark.usefixtures("no_reader")

@@ -83,8 +83,13 @@ def test_a_clash_of_forms(run: Run, book: Path, library: Path, embedder_folder: 
         2,
         "is kept at k=4 in bfloat16",
         "--replace",
-        f"`extensible store reembed {library} book`",
+        f"`extensible store reembed {library} book --k 8 --row-type bfloat16`",
     )
+    assert kept(library).settings.k == 4
+    advice = ("store", "reembed", library, "book", "--k", "8", "--row-type", "bfloat16")
+    assert "as it was already" not in run(*advice).stdout
+    assert "kept already" in run("compress", book, "--out", library, "--k", "8").stdout
+    assert run("compress", book, "--out", library, "--replace").exit_code == 0
     assert run("compress", book, "--out", library, "--k", "8", "--replace").exit_code == 0
     assert kept(library).settings.k == 8
 
@@ -114,6 +119,8 @@ def test_files_with_equal_names(run: Run, book: Path, tmp_path: Path, out: Path)
         ("a\\b \t c.md", "a-b c"),
         ("\u202eevil\n.txt", "evil"),
         ("....txt", "context"),
+        ("\u2764\ufe0f list.txt", "\u2764 list"),
+        ("\u3164.txt", "context"),
         ("\udcff.txt", "context"),
         (f"{'long ' * 50}.txt", ("long " * 50)[:192].strip()),
         ("\u65e5" * 80 + ".txt", "\u65e5" * 64),
@@ -160,6 +167,21 @@ def test_an_empty_folder_becomes_a_store(run: Run, book: Path, out: Path) -> Non
     out.mkdir()
     assert run("compress", book, "--out", out).exit_code == 0
     assert kept(out).num_tokens
+
+
+def test_a_store_at_home(
+    run: Run, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a `~` that no shell has read: one store, whatever the command."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert run("compress", book, "--out", "~/lib").exit_code == 0
+    assert kept(tmp_path / "home" / "lib").num_tokens
+    listed = run("store", "list", "~/lib", models=False)
+    assert "book" in listed.stdout, listed.output
+    asked = run("ask", "~/lib:book", "-q", "Who?", "--k", "16", "--max-new-tokens", "2")
+    assert asked.exit_code == 0, asked.output
+    assert not (tmp_path / "~").exists()
 
 
 def test_ctrl_c_keeps_what_was_finished(

@@ -147,7 +147,7 @@ def test_verify_and_repair_rows(run: Run, library: Path) -> None:
     assert result.exit_code == 4
     assert f"book: {whole} has another content than was committed" in result.stdout
     assert "lost: the rows of tokens 0 to" in result.stdout
-    assert f"`extensible store repair {library}` can make it again" in result.stdout
+    assert f"`extensible store repair {library}` may make it again" in result.stdout
     report = json.loads(run("store", "verify", library, "--json", models=False).stdout)
     (fault,) = report["faults"]
     assert (fault["file"], fault["mendable"]) == (whole, True)
@@ -156,6 +156,22 @@ def test_verify_and_repair_rows(run: Run, library: Path) -> None:
     assert "1 file is made again; all is whole" in result.stdout
     assert run("store", "verify", library, models=False).exit_code == 0
     assert run("store", "repair", library, "--reader", "no/where", models=False).exit_code == 0
+
+
+def test_what_a_killed_change_left_is_told_and_no_damage(run: Run, library: Path) -> None:
+    folder = library / "contexts" / ("0" * 40)
+    folder.mkdir()
+    (folder / f"{'0' * 64}.txt").write_text("of a context that was never committed")
+    for command in ("verify", "repair"):
+        result = run("store", command, library, models=command == "repair")
+        assert result.exit_code == 0, result.output
+        assert "all is whole" in result.stdout
+        assert "1 folder holds what a change left" in result.stderr
+        assert f"`extensible store compact {library}` removes it" in result.stderr
+    report = run("store", "verify", library, "--json", models=False)
+    assert json.loads(report.stdout)["left_over"] == ["0" * 40]
+    assert run("store", "compact", library, models=False).exit_code == 0
+    assert run("store", "verify", library, models=False).stderr == ""
 
 
 def test_what_cannot_be_repaired(run: Run, library: Path, others: tuple[object, ...]) -> None:

@@ -26,9 +26,8 @@ def signed(values: dict[str, Any]) -> bytes:
     """A manifest with the checksum that these values have."""
     values = {key: value for key, value in values.items() if key != "checksum"}
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return json.dumps(
-        {**values, "checksum": hashlib.sha256(canonical.encode()).hexdigest()}
-    ).encode()
+    values["checksum"] = hashlib.sha256(canonical.encode()).hexdigest()
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def change_manifest(store: ContextStore, change: Callable[[dict[str, Any]], object]) -> None:

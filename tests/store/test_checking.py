@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ from conftest import make_embedder
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import CheckpointError, InputError, MismatchError
-from extensible_embedding.store import growth
-from extensible_embedding.store.checking import reembed, repair, verify
+from extensible_embedding.store import checking, growth
+from extensible_embedding.store.checking import left_over, verify
 from extensible_embedding.store.manifest import MANIFEST
+from extensible_embedding.store.mending import reembed, repair
 from extensible_embedding.store.store import ContextStore
+from extensible_embedding.store.stored import StoredContext
 
-from .conftest import NON_ASCII, text_of
+from .conftest import NON_ASCII, folder_of, text_of
+from .test_bad_input import change_manifest, change_tensors
 
 TEXT = text_of(90) + NON_ASCII * 5
 
@@ -115,6 +120,36 @@ def test_what_is_lost_for_good_is_named(full: ContextStore, embedder: Extensible
     assert full["other"].text() == text_of(40)
 
 
+def test_a_segment_that_is_lost_costs_no_other(
+    store: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "SEGMENT_CHUNKS", 1)
+    store.add("novel", text_of(150), embedder)
+    before, folder = store["novel"].context().rows, folder_of(store, "novel")
+    segments = store.manifest("novel").segments
+    assert len(segments) == 5
+    for file in (segments[1].rows_file, segments[1].text_file, segments[3].rows_file):
+        flip(folder / file)
+    flip(folder / segments[4].text_file)
+    assert [each.mendable for each in verify(store)] == [False, False, True, True]
+    left = repair(store, embedder)
+    assert {each.file for each in left} == {segments[1].rows_file, segments[1].text_file}
+    found = store.manifest("novel").segments
+    assert [each.chain for each in found] == [each.chain for each in segments]
+    kept = StoredContext(store.place, store.manifest("novel"))
+    assert torch.equal(kept.opened(found[3]).rows(), before[24:32])
+
+
+def test_what_repair_could_not_mend_it_does_not_promise_again(
+    full: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a tokenizer that does not give back the text that it took."""
+    flip(files(full, ".txt")[0])
+    monkeypatch.setattr(Reader, "decode", lambda *a: "another text")
+    assert [each.mendable for each in verify(full)] == [True]
+    assert [each.mendable for each in repair(full, embedder)] == [False]
+
+
 def test_manifests_that_are_lost(full: ContextStore, embedder: ExtensibleEmbedder) -> None:
     novel, other = (
         full.place.folder / full.open(name).folder / MANIFEST for name in ("novel", "other")
@@ -122,10 +157,85 @@ def test_manifests_that_are_lost(full: ContextStore, embedder: ExtensibleEmbedde
     flip(novel)
     other.rename(other.with_name("moved"))
     faults = verify(full)
-    assert {each.context for each in faults} == {novel.parent.name, other.parent.name}
+    assert [each.context for each in faults] == [novel.parent.name]
     assert not any(each.mendable for each in faults)
-    assert len(repair(full, embedder)) == 2
+    assert len(repair(full, embedder)) == 1
     assert files_left(novel.parent)  # nothing was removed that might be whole
+    assert left_over(full) == [other.parent.name]  # as if its context had never been committed
+
+
+def test_what_is_not_the_stores_is_no_fault(
+    full: ContextStore, embedder: ExtensibleEmbedder
+) -> None:
+    root = full.place.folder / "contexts"
+    (root / ".DS_Store").write_text("x")
+    (root / ("1" * 40)).write_text("x")
+    for folder in (root / "notes", root / ("0" * 40), root / ("2" * 40)):
+        folder.mkdir()
+    (root / ("0" * 40) / f"{'0' * 64}.txt").write_text("left by a killed change")
+    (root / ("2" * 40) / "mine.txt").write_text("x")
+    assert verify(full) == repair(full, embedder) == []
+    assert left_over(full) == ["0" * 40]
+    full.compact()
+    assert left_over(full) == []
+
+
+def test_a_change_beside_a_check_is_no_fault(
+    full: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the manifest and its files, all that a writer can do to a context is done."""
+    changes = [
+        lambda: full.append("novel", text_of(40), embedder),
+        lambda: full.add("novel", text_of(80), embedder, replace=True),
+        lambda: full.rename("novel", "new"),
+        lambda: full.delete("other"),
+    ]
+    real = checking.faults_of
+
+    def late(*args: Any) -> object:
+        if changes:
+            changes.pop(0)()
+        return real(*args)
+
+    monkeypatch.setattr(checking, "faults_of", late)
+    assert verify(full) == []
+    assert verify(full) == []
+    assert not changes
+    monkeypatch.setattr(checking, "_TRIES", 2)
+    changes[:] = [lambda: full.append("new", text_of(40), embedder) for _ in range(2)]
+    with pytest.raises(CheckpointError, match="changes faster than it can be read; try again"):
+        verify(full)
+
+
+LIES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "rows": lambda segment: segment.update(num_rows=segment["num_rows"] + 1),
+    "rows and tokens": lambda segment: segment.update(num_rows=1, num_tokens=4),
+    "chain": lambda segment: segment.update(chain="0" * 64),
+    "text bytes": lambda segment: segment.update(text_bytes=segment["text_bytes"] + 1),
+    "file bytes": lambda segment: segment.update(rows_file_bytes=7),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_that_lies_with_a_valid_checksum(full: ContextStore, lie: str) -> None:
+    change_manifest(full, lambda values: LIES[lie](values["segments"][-1]))
+    (fault,) = verify(full)
+    assert fault.what.startswith("is not ")
+    assert fault.lost
+
+
+@pytest.mark.parametrize("name", ["rows", "token_ids", "row_bytes"])
+def test_rows_that_are_not_of_the_text(
+    store: ContextStore, embedder: ExtensibleEmbedder, name: str
+) -> None:
+    store.add("novel", text_of(90), embedder)
+    value = float("nan") if name == "rows" else 7
+    change_tensors(store, lambda tensors: tensors[name][-1].fill_(value))
+    (fault,) = verify(store)
+    assert fault.what.startswith("is not what its manifest says")
+    assert fault.mendable
+    assert repair(store, embedder) == []
+    assert store["novel"].text() == text_of(90)
 
 
 def files_left(folder: Path) -> list[str]:
@@ -156,7 +266,7 @@ def test_tokens_that_came_otherwise_are_all_made_anew(
 ) -> None:
     """Where pieces met, a tokenizer may have split otherwise than it splits the whole."""
     flip(files(full, ".safetensors")[0])
-    monkeypatch.setattr("extensible_embedding.store.checking._is_of", lambda *a: False)
+    monkeypatch.setattr("extensible_embedding.store.mending._made_of", lambda *a: None)
     assert repair(full, embedder) == []
     assert full["novel"].text() == TEXT
     assert torch.equal(full["novel"].token_ids(), embedder.reader.encode(TEXT))

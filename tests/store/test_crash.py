@@ -22,9 +22,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 def found() -> dict[str, Any]:
     """What the program counted; it fails if a kill cost anything."""
     command = [sys.executable, "-m", "store.crash", "--steps", str(EVERY), "--runs", str(RUNS)]
+    folders = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
         capture_output=True,
         text=True,
         check=False,

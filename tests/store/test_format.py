@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.chunks import chunk_spans
-from extensible_embedding.store.manifest import Manifest, Settings
+from extensible_embedding.errors import CheckpointError, MismatchError
+from extensible_embedding.store.manifest import Manifest, Settings, decode, encode
 from extensible_embedding.store.segment import ROW_TYPES, Segment
 from extensible_embedding.store.store import ContextStore
 
@@ -54,6 +55,33 @@ def test_the_decoder_reads_what_the_store_reads(grown: ContextStore) -> None:
     assert torch.equal(rows, stored.context().rows.float())
     assert torch.equal(token_ids.long(), stored.token_ids())
     assert text == stored.text() == TEXT
+
+
+def test_the_decoder_knows_no_other_context(grown: ContextStore) -> None:
+    for name in ("none", "NOVEL"):
+        with pytest.raises(KeyError, match=name):
+            decoder()(grown.place.folder, name)
+
+
+@pytest.mark.parametrize("step", ["rename", "put"])
+def test_the_decoder_after_a_rename_that_was_killed(
+    grown: ContextStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before or after the folder has its new name, which is the commit."""
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    where = "os.rename" if step == "rename" else f"{ContextStore.__module__}.ContextStore.put"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            grown.rename("novel", "tale")
+    old, new = ("novel", "tale") if step == "rename" else ("tale", "novel")
+    assert decoder()(grown.place.folder, old)[2] == grown[old].text() == TEXT
+    with pytest.raises(KeyError, match=new):
+        decoder()(grown.place.folder, new)
+    assert new not in grown
 
 
 def test_the_page_names_every_field() -> None:
@@ -135,3 +163,18 @@ def test_the_tensors_are_those_of_the_page(grown: ContextStore) -> None:
         assert rows == whole * -(-kept.chunk_tokens // kept.k) + -(-rest // kept.k)
         if segment is not stored.manifest.segments[-1]:
             assert rest == 0
+
+
+def test_no_bit_of_a_manifest_can_change_unseen(
+    store: ContextStore, embedder: ExtensibleEmbedder
+) -> None:
+    """Nor one that a value does not show: a digit behind the last, a letter's case in an escape."""
+    made = store.add("novel", "text", embedder, title="caf\u00ea", metadata={"x": [1.5e300, 1e-7]})
+    data = encode(made.manifest)
+    assert data == (folder_of(store, "novel") / "manifest.json").read_bytes()
+    assert decode(data, "") == made.manifest
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises((CheckpointError, MismatchError)):
+            decode(bytes(flipped), "")

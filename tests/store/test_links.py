@@ -7,6 +7,7 @@ from pathlib import Path
 
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError, StorageError
+from extensible_embedding.store.files import writing
 from extensible_embedding.store.manifest import MANIFEST
 from extensible_embedding.store.store import ContextStore
 
@@ -76,6 +77,27 @@ def test_strange_files_stay(full: ContextStore, embedder: ExtensibleEmbedder) ->
     full.append("novel", "x", embedder)
     assert [path.read_text() for path in strange] == ["mine"] * len(strange)
     assert {each.name for each in full} == {"novel", "other"}
+    folder = folder_of(full, "novel")
+    full.delete("novel")
+    assert [path.read_text() for path in strange] == ["mine"] * len(strange)
+    assert sorted(path.name for path in folder.iterdir()) == ["folder", "mine.txt"]
+    with refused(InputError, "is in there; move that out of the store, or give another name"):
+        full.rename("other", "novel")
+    full.add("novel", TEXT, embedder)  # they are not in its way
+    assert full["novel"].text() == TEXT
+    assert [path.read_text() for path in strange] == ["mine"] * len(strange)
+
+
+def test_a_file_named_lock_keeps_what_it_holds(
+    tmp_path: Path, embedder: ExtensibleEmbedder
+) -> None:
+    (tmp_path / "lock").write_text("my door codes")
+    store = ContextStore(tmp_path, wait_s=0.1)
+    store.add("novel", TEXT, embedder)
+    with writing(tmp_path, 0.1), refused(StorageError, "for 0.1 seconds"):
+        store.append("novel", "x", embedder)
+    store.append("novel", "x", embedder)
+    assert (tmp_path / "lock").read_text() == "my door codes"
 
 
 def test_a_file_that_is_a_link_is_replaced_and_not_followed(

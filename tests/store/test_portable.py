@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import make_embedder
 
 from extensible_embedding import ExtensibleEmbedder, Reader
-from extensible_embedding.errors import CheckpointError, InputError, StorageError
+from extensible_embedding.errors import CheckpointError, InputError, MismatchError, StorageError
+from extensible_embedding.store import portable
 from extensible_embedding.store.checking import verify
+from extensible_embedding.store.manifest import MANIFEST
 from extensible_embedding.store.portable import export_context, import_context, merge_stores
 from extensible_embedding.store.store import ContextStore
 
-from .conftest import text_of
+from .conftest import refused, text_of
+from .test_bad_input import signed
 
 
 @pytest.fixture
@@ -114,6 +122,114 @@ def test_a_place_that_cannot_be_written(store: ContextStore, exported: Path) -> 
         export_context(store, "none", exported)
 
 
+def test_an_export_depends_on_the_context_alone(
+    store: ContextStore, exported: Path, tmp_path: Path
+) -> None:
+    """Not on the times of its files, some of which no zip file can have."""
+    for path in (store.place.folder / store["novel"].folder).iterdir():
+        os.utime(path, (0, 0))
+    export_context(store, "novel", tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == exported.read_bytes()
+
+
+def test_an_export_beside_a_change(
+    store: ContextStore,
+    other: ContextStore,
+    exported: Path,
+    embedder: ExtensibleEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, late = portable.faults_of, ["more", "and more"]
+
+    def found(*args: Any) -> Any:
+        faults = real(*args)
+        if late:
+            store.append("novel", late.pop(), embedder)
+        return faults
+
+    monkeypatch.setattr(portable, "faults_of", found)
+    export_context(store, "novel", exported)
+    assert import_context(other, exported).text() == store["novel"].text()
+    assert not late
+
+
+def changed(
+    exported: Path,
+    change: Callable[[dict[str, Any]], object] = lambda values: None,
+    how: int = zipfile.ZIP_STORED,
+) -> Path:
+    """An export with another manifest, whose checksum is right, packed in another way."""
+    target = exported.with_name("changed.zip")
+    with zipfile.ZipFile(exported) as source, zipfile.ZipFile(target, "w", how) as archive:
+        for member in source.namelist():
+            data = source.read(member)
+            if member == MANIFEST:
+                values = json.loads(data)
+                change(values)
+                data = signed(values)
+            archive.writestr(member, data)
+    return target
+
+
+LIES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "rows": lambda values: values["segments"][0].update(num_rows=25),
+    "chain": lambda values: values["segments"][1].update(chain="0" * 64),
+    "width": lambda values: values["settings"].update(row_width=31),
+    "text": lambda values: values["segments"][0].update(text_bytes=95),
+    "created": lambda values: values.update(created=1e20),
+    "changed": lambda values: values.update(changed=float("nan")),
+    "early": lambda values: values.update(created=-1e12),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_could_not_be_read_is_not_taken_in(
+    other: ContextStore, exported: Path, lie: str
+) -> None:
+    with refused(CheckpointError, "but "):
+        import_context(other, changed(exported, LIES[lie]))
+    assert list(other) == []
+    assert not any((other.place.folder / "contexts").glob("*"))
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_flipped_bits_of_an_export_end_in_a_sentence(
+    other: ContextStore, exported: Path, how: int
+) -> None:
+    path, ended = changed(exported, how=how), set()
+    data = path.read_bytes()
+    for seed in range(150):
+        draw, flipped = random.Random(seed), bytearray(data)
+        flipped[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped if seed % 3 else data[: draw.randrange(len(data))])
+        try:
+            import_context(other, path)
+            other.delete("novel")
+        except (CheckpointError, InputError, MismatchError) as error:
+            ended.add(type(error))
+    assert CheckpointError in ended
+    assert len(other) == 0
+
+
+def test_exports_that_are_too_large(
+    other: ContextStore, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portable, "RATIO_FREE_BYTES", 1000)
+    monkeypatch.setattr(portable, "MAX_RATIO", 0)
+    with refused(InputError, "would unpack to .* zip bomb"):
+        import_context(other, changed(exported, how=zipfile.ZIP_DEFLATED))
+    monkeypatch.setattr(portable, "MAX_MANIFEST_BYTES", 1000)
+    with refused(CheckpointError, "its manifest takes"):
+        import_context(other, exported)
+
+
+def test_names_of_files_that_are_none(store: ContextStore, exported: Path) -> None:
+    with refused(CheckpointError, "is not .*null"):
+        import_context(store, "a\0b")
+    with refused(InputError, "has no NUL"):
+        export_context(store, "novel", "a\0b")
+
+
 def test_stores_are_merged(
     store: ContextStore, other: ContextStore, exported: Path, embedder: ExtensibleEmbedder
 ) -> None:
@@ -137,3 +253,48 @@ def test_names_that_clash_stop_a_merge(
     with pytest.raises(InputError, match="both have 'novel' with another content"):
         merge_stores(store, other)
     assert [each.name for each in store] == ["novel"]
+
+
+def test_a_merge_that_fails_takes_in_nothing(
+    store: ContextStore,
+    other: ContextStore,
+    embedder: ExtensibleEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store.add("mine", text_of(20), embedder)
+    for number in range(3):
+        other.add(f"letter {number}", text_of(30 + number), embedder)
+    real, left = portable.share, iter(range(3))
+
+    def full_disk(*paths: Path) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        real(*paths)
+
+    monkeypatch.setattr(portable, "share", full_disk)
+    with refused(StorageError, "cannot be written"):
+        merge_stores(store, other)
+    assert [each.name for each in store] == ["mine"]
+    monkeypatch.setattr(portable, "share", real)
+    assert len(merge_stores(store, other)) == 3
+
+
+def test_a_merge_beside_a_change(
+    store: ContextStore,
+    other: ContextStore,
+    embedder: ExtensibleEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other.add("a log", text_of(40), embedder)
+    other.add("novel", text_of(50), embedder)
+    real, late = portable.share, ["more", "and more"]
+
+    def shared(*paths: Path) -> None:
+        if late:
+            other.append("a log", late.pop(), embedder)
+        real(*paths)
+
+    monkeypatch.setattr(portable, "share", shared)
+    assert merge_stores(store, other) == [each.name for each in other.manifests()]
+    assert store["a log"].text() == other["a log"].text() == text_of(40) + "and moremore"
+    assert verify(store) == []

@@ -266,7 +266,8 @@ def test_other_makers_are_refused(
     other = make_embedder(tiny_reader, chunk_tokens=CHUNK)
     with torch.no_grad():
         other.projection.weight.add_(1.0)
-    with pytest.raises(MismatchError, match="another embedder .* store reembed"):
+    advice = f"another embedder .* `extensible store reembed {store.place.name} novel`"
+    with pytest.raises(MismatchError, match=advice):
         store.append("novel", "x", other)
     assert store["novel"].text() == text_of(40)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, MismatchError
-from ..store.names import MAX_NAME_BYTES
+from ..store.names import MAX_NAME_BYTES, is_seen
 from ..text import Document, read_document
 from .console import load_embedder, load_reader, progress_bar, quiet_libraries
 from .options import JsonOption, Models, with_models
@@ -108,7 +108,8 @@ def context_names(files: Sequence[Path], name: str | None) -> list[str]:
 
 def name_of(file: Path) -> str:
     """A context's name for a file: that of the file without ending, as far as it can be one."""
-    seen = (each if unicodedata.category(each)[0] != "C" else " " for each in file.stem)
+    kept = (is_seen(each) and unicodedata.category(each)[0] != "C" for each in file.stem)
+    seen = (each if keep else " " for each, keep in zip(file.stem, kept, strict=True))
     name = " ".join("".join(seen).replace("\\", "-").split()).lstrip(". ")
     short = name.encode()[: MAX_NAME_BYTES - _DIGITS]
     return short.decode(errors="ignore").strip() or "context"
@@ -165,7 +166,8 @@ class Kept:
         if other is None:
             return self.store.open(name).text() == document.text
         if not self.replace:
-            reembed = command("reembed", self.place, name)
+            form = ("--k", str(self.k), "--row-type", self.row_type)
+            reembed = command("reembed", self.place, name, *form)
             raise InputError(
                 f"A name stands for one form of a text, but {shown(self.place, name)!r} {other}; "
                 f"give --replace or --name, or make its rows anew with `{reembed}`."
@@ -178,7 +180,7 @@ class Kept:
 
         manifest = self.store.manifest(name)
         try:
-            check_made_by(manifest, embedder)
+            check_made_by(manifest, embedder, self.place)
         except MismatchError:
             return "was made by another embedder"
         kept = manifest.settings

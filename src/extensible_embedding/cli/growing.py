@@ -194,7 +194,7 @@ def _reembed_one(
     form: dict[str, Any],
     embedder: ExtensibleEmbedder,
 ) -> dict[str, Any]:
-    from ..store.checking import reembed as make
+    from ..store.mending import reembed as make
 
     start = time.monotonic()
     if _is_so(store, name, form, embedder):
@@ -212,7 +212,7 @@ def _is_so(
 
     manifest = store.manifest(name)
     try:
-        check_made_by(manifest, embedder)
+        check_made_by(manifest, embedder, store.place.name)
     except MismatchError:
         return False
     kept = {"k": manifest.settings.k, "row_type": manifest.settings.row_type}

@@ -162,10 +162,10 @@ def check_readable(source: Source, context: Context, k: int) -> None:
     if not _readable_at(context, k):
         ks = [str(n) for n in range(1, context.chunk_tokens + 1) if _readable_at(context, n)]
         more = f" and so on to {ks[-1]}" if len(ks) > _SHOWN_KS else ""
+        remake = f", or {source.remake(f'--k {k}')}" if k <= context.chunk_tokens else ""
         raise InputError(
             f"{source.name!r} was compressed at k={context.k} and can be read at "
-            f"{', '.join(ks[:_SHOWN_KS])}{more}, but --k is {k}; choose one of these, or "
-            f"{source.remake(f'--k {k}')}."
+            f"{', '.join(ks[:_SHOWN_KS])}{more}, but --k is {k}; choose one of these{remake}."
         )
 
 

@@ -81,7 +81,7 @@ def is_store(place: str) -> bool:
         StorageError: it cannot be reached.
     """
     if not is_url(place):
-        return (Path(place) / CONTEXTS).is_dir()
+        return (Path(place).expanduser() / CONTEXTS).is_dir()  # as `ContextStore` reads it
     from ..store.files import Place
 
     return Place(place).exists(CONTEXTS)

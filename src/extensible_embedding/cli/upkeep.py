@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..errors import CheckpointError
-from .console import load_embedder, load_reader, progress_bar, quiet_libraries
+from .console import load_embedder, load_reader, note, progress_bar, quiet_libraries
 from .growing import with_makers
 from .options import JsonOption, Models
 from .stores import LocalStoreArgument, command, open_local
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 def verify(store: LocalStoreArgument, as_json: JsonOption = False) -> None:
     """Read every file of a store and tell what is damaged, and what is lost by it.
 
-    Every flipped bit, every cut and every missing file is found. The exit code is 4 if there is
-    any; `extensible store repair` then makes again what the rest still says.
+    Every flipped bit, every cut and every file of a context that is missing is found, also while
+    others change the store. The exit code is 4 if there is any; `extensible store repair` then
+    makes again what the rest still says. What broken changes left is no damage, and only told.
     """
     opened = open_local(store)
     faults = _faults(opened)
-    _tell(store, len(opened), faults, as_json=as_json)
+    _tell(store, opened, faults, as_json=as_json)
 
 
 def _faults(store: ContextStore) -> list[Fault]:
@@ -40,21 +41,32 @@ def _faults(store: ContextStore) -> list[Fault]:
 
 
 def _tell(
-    place: str, num_contexts: int, faults: Sequence[Fault], *, as_json: bool, num_mended: int = 0
+    place: str,
+    store: ContextStore,
+    faults: Sequence[Fault],
+    *,
+    as_json: bool,
+    num_mended: int = 0,
 ) -> None:
     """Prints faults, and exits with 4 if there are any."""
+    from ..store.checking import left_over
+
+    num_contexts, folders = len(store), left_over(store)
     if as_json:
         record = {
             "store": place,
             "num_contexts": num_contexts,
             "num_mended": num_mended,
             "faults": [dataclasses.asdict(fault) for fault in faults],
+            "left_over": folders,
         }
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         for fault in faults:
             typer.echo(_sentence(place, fault))
         typer.echo(_verdict(place, num_contexts, len(faults), num_mended))
+    if folders:
+        note(_left_over(place, len(folders)))
     if faults:
         raise typer.Exit(CheckpointError.exit_code)
 
@@ -62,7 +74,7 @@ def _tell(
 def _sentence(place: str, fault: Fault) -> str:
     advice = "it cannot be made again: restore the file from a copy, or delete the context"
     if fault.mendable:
-        advice = f"`{command('repair', place)}` can make it again"
+        advice = f"`{command('repair', place)}` may make it again"
     return f"{fault.context}: {fault.file} {fault.what}; lost: {fault.lost}; {advice}."
 
 
@@ -71,6 +83,14 @@ def _verdict(place: str, num_contexts: int, num_faults: int, num_mended: int) ->
     state = f"{num_faults} {_files(num_faults)} damaged" if num_faults else "all is whole"
     contexts = "context" if num_contexts == 1 else "contexts"
     return f"{place}, {num_contexts} {contexts}: {mended}{state}."
+
+
+def _left_over(place: str, number: int) -> str:
+    holds = "1 folder holds" if number == 1 else f"{number} folders hold"
+    return (
+        f"{holds} what a change left that was broken off, or is going on: no context; if nothing "
+        f"changes {place}, `{command('compact', place)}` removes it."
+    )
 
 
 def _files(number: int) -> str:
@@ -87,12 +107,12 @@ def repair(store: LocalStoreArgument, as_json: JsonOption = False, *, models: Mo
     opened = open_local(store)
     before = _faults(opened)
     left = _repair(opened, models) if any(fault.mendable for fault in before) else before
-    _tell(store, len(opened), left, as_json=as_json, num_mended=len(before) - len(left))
+    _tell(store, opened, left, as_json=as_json, num_mended=len(before) - len(left))
 
 
 @quiet_libraries()
 def _repair(store: ContextStore, models: Models) -> list[Fault]:
-    from ..store.checking import repair as mend
+    from ..store.mending import repair as mend
 
     embedder = load_embedder(models, load_reader(models.reader, models))
     with progress_bar("Repairing", "contexts") as progress:

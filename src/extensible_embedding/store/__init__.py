@@ -7,8 +7,10 @@
     stored     a context to read: rows at any multiple of k, text of any row
     reading    the same as a `Context` whose rows are read when k is known
     growth     text -> segments, computed once
+    contents   the same text is computed once
     store      the folder: add, append, list, rename, delete
-    checking   what is damaged, and what can be made again
+    checking   what is damaged
+    mending    what can be made again of the rest, or is to be made anew
     portable   one context in one file; stores merged
     conversation
                turns: the latest raw, those before as rows of one more context

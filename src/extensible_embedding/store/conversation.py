@@ -141,7 +141,7 @@ class KeptConversation(Conversation):
         text = ""
         if self.stored is not None:
             _check_kind(self.name, self.stored.metadata)
-            check_made_by(self.stored.manifest, self.embedder)
+            check_made_by(self.stored.manifest, self.embedder, self.store.place.name)
             text = self.stored.text()
         self.turns, self._starts = _turns_at_the_end(text)
         self._num_bytes = len(text.encode())

@@ -12,9 +12,11 @@ import hashlib
 import os
 import re
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from ..folders import flush
 LOCK_FILE = "lock"
 TEMPORARY = ".tmp-"
 _BLOCK = 1 << 20
+_POLL_S = 0.05
+"""Between two tries to get a lock."""
 _BY_HASH = re.compile(r"[0-9a-f]{64}\.(safetensors|txt)")
 
 
@@ -163,25 +167,49 @@ def disk_faults(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def _locked(path: Path, wait_s: float) -> Iterator[None]:
+    """Has the lock of a file, which goes with the process; what the file holds stays.
+
+    `FileLock` would empty the file, which may be somebody's; it serves where there is no `flock`.
+    """
+    if sys.platform == "win32":
+        with FileLock(path).acquire(timeout=wait_s):
+            yield
+        return
+    import fcntl
+
+    descriptor, until = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), None
+    try:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            until = time.monotonic() + wait_s if until is None else until
+            if time.monotonic() >= until:
+                raise Timeout(str(path))
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)  # and the lock goes
+
+
+@contextmanager
 def writing(folder: Path, wait_s: float) -> Iterator[None]:
     """Keeps other writers out. The lock of a process that dies goes with it.
 
     Raises:
         StorageError: another process kept writing for `wait_s` seconds, or the folder is read-only.
     """
-    lock = FileLock(folder / LOCK_FILE)
-    with disk_faults(str(folder)):
-        try:
-            lock.acquire(timeout=wait_s)
-        except Timeout:
-            raise StorageError(
-                f"One process at a time changes a store, but another one has been changing "
-                f"{str(folder)!r} for {wait_s:g} seconds; try again when it is done."
-            ) from None
-    try:
+    with ExitStack() as stack:
+        with disk_faults(str(folder)):
+            try:
+                stack.enter_context(_locked(folder / LOCK_FILE, wait_s))
+            except Timeout:
+                raise StorageError(
+                    f"One process at a time changes a store, but another one has been changing "
+                    f"{str(folder)!r} for {wait_s:g} seconds; try again when it is done."
+                ) from None
         yield
-    finally:
-        lock.release()
 
 
 def write_whole(path: Path, data: bytes) -> None:

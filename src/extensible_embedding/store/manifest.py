@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..downsampling import DOWN_SAMPLINGS
+from ..downsampling import DOWN_SAMPLINGS, num_rows
 from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, InputError, MismatchError
 from .names import folder_of
@@ -25,6 +26,10 @@ from .segment import ROW_TYPES, Segment
 FORMAT = "extensible-embedding-context"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LATEST_S = 2.5e11
+"""The latest time that is kept, in seconds since 1970: of later ones no calendar has a date."""
+MAX_METADATA_DEPTH = 100
+"""Lists and objects within each other: more could not be read where little stack is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +108,14 @@ class Manifest:
 
 def encode(manifest: Manifest) -> bytes:
     """The file: JSON in ASCII, its checksum last."""
-    values = dataclasses.asdict(manifest)
-    values["checksum"] = _checksum(values)
+    values = {each.name: getattr(manifest, each.name) for each in dataclasses.fields(manifest)}
+    values["settings"] = dataclasses.asdict(manifest.settings)
+    values["segments"] = [dataclasses.asdict(each) for each in manifest.segments]
+    return _written({**values, "checksum": _checksum(values)})
+
+
+def _written(values: dict[str, Any]) -> bytes:
+    """Values have one way to be written: then no byte can change that the checksum does not see."""
     return (json.dumps(values, indent=1) + "\n").encode("ascii")
 
 
@@ -127,12 +138,13 @@ def decode(data: bytes, where: str) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise fault("it describes no context")
     _check_version(values.get("format_version"), where)
-    checksum = values.pop("checksum", None)
-    if checksum != _checksum(values):
-        raise fault("its checksum does not fit it")
     try:
+        same = data == _written(values)
+        checksum = values.pop("checksum", None)
+        if not same or checksum != _checksum(values):
+            raise fault("its checksum does not fit it")
         return _manifest(values)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise fault(f"it is not of this form ({error})") from error
 
 
@@ -153,11 +165,13 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     known["segments"] = tuple(Segment(**each) for each in values["segments"])
     made = Manifest(**known)
     _check_types(made)
+    _check_times(made)
     _check_settings(made.settings)
     for each in made.segments:
         _check_types(each)
         _check_file(each.rows_file, ".safetensors")
         _check_file(each.text_file, ".txt")
+    _check_counts(made.settings, made.segments)
     return made
 
 
@@ -169,6 +183,12 @@ def _check_types(part: Manifest | Settings | Segment) -> None:
             raise ValueError(f"{each.name} is {value!r}")
 
 
+def _check_times(made: Manifest) -> None:
+    for name in ("created", "changed"):
+        if not 0 <= getattr(made, name) <= LATEST_S:
+            raise ValueError(f"{name} is {getattr(made, name)!r} seconds")
+
+
 def _check_settings(settings: Settings) -> None:
     _check_types(settings)
     if settings.row_type not in ROW_TYPES or settings.down_sampling not in DOWN_SAMPLINGS:
@@ -176,6 +196,15 @@ def _check_settings(settings: Settings) -> None:
     for name in ("k", "chunk_tokens", "max_k", "row_width"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is {getattr(settings, name)}")
+
+
+def _check_counts(settings: Settings, segments: Sequence[Segment]) -> None:
+    """Chunks have as many rows as they have k tokens, and only the last segment's may be short."""
+    for number, each in enumerate(segments, start=1):
+        whole, rest = divmod(each.num_tokens, settings.chunk_tokens)
+        rows = whole * num_rows(settings.chunk_tokens, settings.k) + num_rows(rest, settings.k)
+        if each.num_tokens < 1 or each.num_rows != rows or (rest and number < len(segments)):
+            raise ValueError(f"segment {number} has {each.num_rows} rows of {each.num_tokens}")
 
 
 def _check_file(name: str, ending: str) -> None:
@@ -226,8 +255,8 @@ def settings_of(embedder: ExtensibleEmbedder, k: int, row_type: str) -> Settings
     )
 
 
-def check_made_by(manifest: Manifest, embedder: ExtensibleEmbedder) -> None:
-    """Raises MismatchError unless the embedder would make the same rows of a context."""
+def check_made_by(manifest: Manifest, embedder: ExtensibleEmbedder, place: str) -> None:
+    """Raises MismatchError unless the embedder would make the same rows of a context of `place`."""
     kept = manifest.settings
     now = settings_of(embedder, kept.k, kept.row_type)
     same = {
@@ -235,10 +264,11 @@ def check_made_by(manifest: Manifest, embedder: ExtensibleEmbedder) -> None:
         "tokenizer": now.tokenizer_fingerprint == kept.tokenizer_fingerprint,
         "embedder": now.embedder_fingerprint == kept.embedder_fingerprint,
     }
+    reembed = shlex.join(["extensible", "store", "reembed", place, manifest.name])
     for what in (what for what, holds in same.items() if not holds):
         raise MismatchError(
             f"Context {manifest.name!r} was made with another {what} than the one given; give that "
-            "one, or make its rows anew, for example with `extensible store reembed`."
+            f"one, or make its rows anew, for example with `{reembed}`."
         )
 
 
@@ -250,9 +280,31 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         kept: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
+        depth = _depth(kept)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"Metadata are what JSON can hold, but these are not ({error}); give texts, numbers, "
             "lists and objects."
         ) from error
+    if depth > MAX_METADATA_DEPTH:
+        raise InputError(
+            f"Metadata hold at most {MAX_METADATA_DEPTH} lists and objects within each other, but "
+            f"these hold {depth}; give flatter ones."
+        )
     return kept
+
+
+def _depth(value: Any) -> int:
+    """Lists and objects within each other."""
+    if not isinstance(value, (dict, list)):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def check_text(what: str, value: object) -> None:
+    """Raises InputError unless a value is a text; `what` begins the sentence."""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{what} is a text, but a value of type {type(value).__name__} was given; give a str."
+        )

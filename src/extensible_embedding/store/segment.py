@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from ..chunks import chunk_spans
+from ..downsampling import num_rows
 from ..errors import CheckpointError
 from .files import Place, opening, put_by_hash
 
@@ -179,6 +181,34 @@ class OpenSegment:
         if not all_finite(rows):
             raise self.damaged("rows of finite numbers", "has NaN or infinity")
         return rows if places is not None or "scales" in self._tensors else rows.clone()
+
+    def check_whole(self, before: str, chunk_tokens: int, k: int) -> None:
+        """Reads all of it: rows are finite and stand for just this text, chunk by chunk.
+
+        Args:
+            before: the chain of the segment before.
+            chunk_tokens: tokens of a chunk.
+            k: tokens of a row.
+
+        Raises:
+            CheckpointError: it is otherwise.
+        """
+        scales = self._tensors.get("scales", torch.zeros(1)) * _INT8_STEPS
+        if not (all_finite(self._tensors["rows"]) and all_finite(scales)):
+            raise self.damaged("rows of finite numbers", "has NaN or infinity")
+        ids, ends, data = self.token_ids(), self.row_bytes().tolist(), self.text()
+        offsets = [0, *ends]
+        if int(ids.min()) < 0 or offsets != sorted(offsets) or offsets[-1] != len(data):
+            raise self.damaged("token ids and offsets of rows in its text", "has others")
+        row, start = 0, 0
+        for first, last in chunk_spans(len(ids), chunk_tokens):
+            row += num_rows(last - first, k)
+            before, start = (
+                chain(before, ids[first:last], data[start : ends[row - 1]]),
+                ends[row - 1],
+            )
+        if before != self.segment.chain or len(data) != self.segment.text_bytes:
+            raise self.damaged("rows of its own text", "has those of another")
 
     def content(self) -> Content:
         """All of it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,13 +19,15 @@ from typing import Any
 from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import CheckpointError, ExtensibleError, InputError, MismatchError
 from ..folders import flush
-from .files import Place, disk_faults, is_left_over, is_whole, share, write_whole, writing
-from .growth import Piece, chunk_chains, make_segments, merged, reopened, tokenized, unfinished
+from .contents import shared_segments
+from .files import Place, disk_faults, is_left_over, write_whole, writing
+from .growth import chunk_chains, make_segments, merged, reopened, tokenized, unfinished
 from .manifest import (
+    LATEST_S,
     MANIFEST,
     Manifest,
-    Settings,
     check_made_by,
+    check_text,
     checked_metadata,
     decode,
     encode,
@@ -152,7 +153,9 @@ class ContextStore:
             InputError: an argument is not usable, or there is such a context.
             StorageError: the disk refuses, or another process keeps writing.
         """
-        now = time.time()
+        check_text("A context's text", text)
+        check_text("A context's title", title)
+        now = _now()
         manifest = Manifest(
             name=check_name(name),
             title=title or name,
@@ -165,7 +168,11 @@ class ContextStore:
         with self.changing(name, new=not (replace and name in self)) as folder:
             segments: Sequence[Segment] = ()
             if piece is not None:
-                segments = self._segments(folder, embedder, manifest.settings, piece, progress)
+                end = chunk_chains(piece, manifest.settings.chunk_tokens, "")[-1]
+                shared = shared_segments(self.place.folder, folder, end, manifest.settings)
+                segments = shared or list(
+                    make_segments(folder, embedder, manifest.settings, piece, progress=progress)
+                )
             return self.commit(manifest, segments)
 
     def append(
@@ -183,11 +190,12 @@ class ContextStore:
             MismatchError: it was made with another embedder, reader or tokenizer.
             StorageError: as `add`.
         """
+        check_text("What is appended", text)
         if not text:
             raise InputError("What is appended holds text, but it is empty; give some.")
         with self.changing(name) as folder:
             stored = self.open(name)
-            check_made_by(stored.manifest, embedder)
+            check_made_by(stored.manifest, embedder, self.place.name)
             kept = list(stored.manifest.segments)
             if unfinished(kept, stored.settings.chunk_tokens):
                 piece = reopened(embedder.reader, stored.segments[-1], text)
@@ -218,12 +226,14 @@ class ContextStore:
             InputError: there is no such context, or already one of the new name.
             StorageError: as `add`.
         """
+        check_name(new_name)
         with self.changing(name) as folder:
             manifest = self.manifest(name)
-            target = self.place.folder / folder_of(check_name(new_name))
+            target = self.place.folder / folder_of(new_name)
             if target != folder:
                 self._check_new(new_name)
                 self._clean(_own(target))
+                _check_free(target)
                 moving = dataclasses.replace(manifest, new_name=new_name)
                 write_whole(folder / MANIFEST, encode(moving))
                 os.rename(folder, target)  # commits
@@ -263,12 +273,21 @@ class ContextStore:
                 self._clean(folder)
 
     def commit(self, manifest: Manifest, segments: Sequence[Segment]) -> StoredContext:
-        """Puts a context in place whose segments are in its folder; within `changing`."""
-        changed = max(time.time(), manifest.changed)
-        made = dataclasses.replace(manifest, segments=tuple(segments), changed=changed, new_name="")
-        folder = self.place.folder / folder_of(made.name)
-        write_whole(folder / MANIFEST, encode(made))
-        return self.open(made.name)
+        """Puts a context in place whose segments are in its folder, and opens it."""
+        self.put(manifest, segments)
+        return self.open(manifest.name)
+
+    def put(self, manifest: Manifest, segments: Sequence[Segment]) -> None:
+        """As `commit`, but opens nothing: other segments may be lost; within `changing`."""
+        folder = folder_of(manifest.name)
+        before = self._manifest_in(folder)
+        times = (_now(), manifest.changed, before.changed if before else 0.0)
+        made = dataclasses.replace(
+            manifest, segments=tuple(segments), changed=max(times), new_name=""
+        )
+        data = encode(made)
+        decode(data, f"{folder}/{MANIFEST}")  # raises now, and not when it is in the other's place
+        write_whole(self.place.folder / folder / MANIFEST, data)
 
     @contextmanager
     def _writing(self) -> Iterator[Path]:
@@ -301,7 +320,8 @@ class ContextStore:
         """The manifest goes first and for good: half of a context is none."""
         (folder / MANIFEST).unlink()
         flush(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a reader may hold a file, on Windows; the next change removes it
+            self._clean(folder)
 
     def _folders(self) -> list[str]:
         """Of contexts that are there."""
@@ -320,29 +340,6 @@ class ContextStore:
                 f"{found.name!r}; restore the file, or move the folder out of the store."
             )
         return here
-
-    def _readable(self) -> Iterator[Manifest]:
-        """Manifests that can be read: a damaged context is no reason to refuse another."""
-        return (each for each in self.survey() if not isinstance(each, ExtensibleError))
-
-    def _segments(
-        self,
-        folder: Path,
-        embedder: ExtensibleEmbedder,
-        settings: Settings,
-        piece: Piece,
-        progress: Progress | None,
-    ) -> Sequence[Segment]:
-        """Of a whole text: those of a context with the same chunks, or new ones."""
-        end = chunk_chains(piece, settings.chunk_tokens, "")[-1]
-        for manifest in self._readable():
-            files = [self.place.folder / folder_of(manifest.name) / each for each in manifest.files]
-            same = manifest.end_chain == end and manifest.settings == settings
-            if same and all(is_whole(file) for file in files):
-                for file in files:
-                    share(file, folder)
-                return manifest.segments
-        return list(make_segments(folder, embedder, settings, piece, progress=progress))
 
     def _check_new(self, name: str) -> None:
         found = self._manifest_in(folder_of(check_name(name)))
@@ -369,6 +366,20 @@ def _own(folder: Path) -> Path:
             "folder itself there."
         )
     return folder
+
+
+def _check_free(folder: Path) -> None:
+    """Raises InputError if a context cannot move into a folder for what else is in it."""
+    if folder.is_dir() and (strange := sorted(folder.iterdir())):
+        raise InputError(
+            f"A context moves into a folder of its own, but {str(strange[0])!r} is in there; move "
+            "that out of the store, or give another name."
+        )
+
+
+def _now() -> float:
+    """Seconds since 1970, of a clock however wrong."""
+    return min(max(time.time(), 0.0), LATEST_S)
 
 
 def _make(folder: Path) -> None:
