@@ -14,7 +14,6 @@ Paper: arXiv 2402.11577, extensible embedding.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -22,13 +21,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .checkpoint import EmbedderHubMixin, own_weights
 from .chunks import chunk_batches, chunk_spans, pad_chunks
 from .context import Context
 from .downsampling import check_scale_factor, down_sampling, num_rows
 from .errors import InputError
+from .layers import copy_layers, final_norm_name, first_layers
 from .picked import computes_only
 from .reader import Reader
 from .source import GivenText
@@ -37,8 +36,6 @@ Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
 
 _PROBES = 16
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +92,12 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         self._fingerprinted: tuple[object, str] | None = None
         self.layers = first_layers(reader.model, config.num_layers)
         if copy_weights:
-            _copy_layers(reader, self.layers)
+            copy_layers(reader, self.layers)
         # Only now: the copy must not see the one row that takes the place of the vocabulary.
         self.layers.set_input_embeddings(nn.Embedding(1, reader.hidden_size))  # type: ignore[operator]
         self.layers.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
         if not config.final_norm:
-            setattr(self.layers, _final_norm_name(self.layers), nn.Identity())
+            setattr(self.layers, final_norm_name(self.layers), nn.Identity())
         if config.residual:
             self.projection = nn.Linear(reader.hidden_size, reader.hidden_size, bias=False)
             nn.init.zeros_(self.projection.weight)
@@ -326,86 +323,3 @@ def as_ids(ids: Sequence[int] | Tensor) -> Tensor:
             f"{tuple(token_ids.shape)} and their type {token_ids.dtype}; compress one text a call."
         )
     return token_ids.long()
-
-
-def first_layers(model: PreTrainedModel, num_layers: int) -> nn.Module:
-    """The decoder with its first layers and final norm alone, in float32, with random weights.
-
-    Raises:
-        InputError: the model has fewer layers, or none with attention.
-    """
-    config = model.config.get_text_config()
-    if getattr(config, "num_attention_heads", None) is None:
-        raise InputError(
-            f"An embedder is made of attention layers of its reader, but {type(model).__name__!r} "
-            "has none; use a reader with attention."
-        )
-    total = int(config.num_hidden_layers)
-    if num_layers > total:
-        raise InputError(
-            f"The embedder takes its layers from the reader, which has {total}, but num_layers is "
-            f"{num_layers}; give at most {total}."
-        )
-    shortened = AutoModelForCausalLM.from_config(
-        _shortened(model.config, num_layers), dtype=torch.float32
-    )
-    decoder: nn.Module = shortened.get_decoder()
-    return decoder
-
-
-def _copy_layers(reader: Reader, decoder: nn.Module) -> None:
-    """Fills the decoder with the reader's weights, but for token embeddings."""
-    wanted = decoder.state_dict()
-    source = {
-        name: weight
-        for name, weight in reader.model.get_decoder().state_dict().items()
-        if name in wanted and weight.shape == wanted[name].shape and weight.dtype in _FLOATS
-    }
-    missing = sorted(set(wanted) - set(source) - _embedding_names(decoder))
-    if missing:
-        raise InputError(
-            f"A new embedder is a copy of the reader's first layers as floats, but those of "
-            f"{reader.name!r} are not (first: {missing[0]!r}); make the embedder from the model "
-            "before it was quantised, save it, and load it with from_pretrained() for this one."
-        )
-    decoder.load_state_dict(source, strict=False)
-
-
-def _embedding_names(decoder: nn.Module) -> set[str]:
-    table = decoder.get_input_embeddings()  # type: ignore[operator]
-    return {
-        name
-        for name, weight in decoder.state_dict(keep_vars=True).items()
-        if weight is table.weight
-    }
-
-
-def _shortened(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
-    """The reader's configuration with fewer layers, next to no vocabulary and no dropout.
-
-    The rows of a frozen reader's own layers have no noise, and so few training steps need none.
-    """
-    short = copy.deepcopy(config.get_text_config())
-    short.num_hidden_layers = num_layers
-    for name in ("layer_types", "attention_layers", "no_rope_layers"):
-        per_layer = getattr(short, name, None)
-        if per_layer is not None:
-            setattr(short, name, per_layer[:num_layers])
-    for name, value in vars(short).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(short, name, 0.0)
-    short.pad_token_id = None
-    short.vocab_size = 2
-    if hasattr(short, "quantization_config"):
-        del short.quantization_config
-    return short
-
-
-def _final_norm_name(decoder: nn.Module) -> str:
-    for name in _FINAL_NORMS:
-        if isinstance(getattr(decoder, name, None), nn.Module):
-            return name
-    raise InputError(
-        f"{type(decoder).__name__} has no final norm under the names {', '.join(_FINAL_NORMS)}; "
-        "use final_norm=True."
-    )

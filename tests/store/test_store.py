@@ -39,21 +39,6 @@ def assert_same(found: Context, expected: Context) -> None:
     assert torch.equal(found.rows, expected.rows)
 
 
-@pytest.mark.parametrize("row_type", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("k", [4, 8, 16, 32])
-def test_reading_at_a_multiple_is_computing_at_it_up_to_rounding(
-    store: ContextStore, embedder: ExtensibleEmbedder, row_type: str, k: int
-) -> None:
-    """Bit for bit at the k that it is kept at: there all products have the same size."""
-    text, dtype = text_of(300), getattr(torch, row_type)
-    found = store.add("novel", text, embedder, row_type=row_type).context(k).rows
-    expected = embedder.compress(text, k=k, batch_chunks=1).rows
-    if k == 4:
-        assert torch.equal(found.to(dtype), expected.to(dtype))
-    digits = {"float32": 1e-5, "bfloat16": 2**-8, "float16": 2**-11}[row_type]
-    torch.testing.assert_close(found.float(), expected, rtol=digits, atol=1e-5)
-
-
 @pytest.mark.parametrize("k", [4, 8, 16, 32])
 @pytest.mark.parametrize("num_bytes", [4, 31, 32, 33, 300])
 def test_reading_is_computing_afresh_bit_for_bit(
