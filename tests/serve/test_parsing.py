@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from starlette.testclient import TestClient
 
 from extensible_embedding.errors import ConfigError
 from extensible_embedding.serve.app import create_app
+from extensible_embedding.serve.keys import Client as KeyClient
+from extensible_embedding.serve.keys import Key, Keys
 from extensible_embedding.serve.mcp import mcp_server
 from extensible_embedding.serve.service import Service
 from extensible_embedding.serve.settings import MIB, ServeSettings
@@ -160,6 +163,31 @@ def test_a_full_queue_is_told(make: Make) -> None:
         assert second.status_code == 429
         assert second.headers["retry-after"]
         assert first.result().status_code == 201
+
+
+def test_a_key_leaves_places_to_others(make: Make, tmp_path: Path) -> None:
+    names = ("alice", "bob")
+    keys = [
+        Key(digest=hashlib.sha256(name.encode()).digest(), client=KeyClient(name=name))
+        for name in names
+    ]
+    service, goes_on = make(Keys(keys), max_queued=2, max_parsing=2), tmp_path / "go"
+    service.parsing.program = program(waits_for(goes_on))
+
+    def post(api: TestClient, name: str, file: str) -> Any:
+        headers = {"authorization": f"Bearer {name}"}
+        return api.post(FILES, files={"file": (file, WORDS)}, headers=headers)
+
+    with api_of(service) as api, ThreadPoolExecutor() as pool:
+        first = pool.submit(post, api, "alice", "bad.txt")
+        until(lambda: service.parsing.jobs == 1)
+        second = post(api, "alice", "b.txt")
+        assert second.status_code == 429
+        assert "1 files of a key" in second.json()["error"]["message"]
+        assert post(api, "bob", "c.txt").status_code == 201
+        goes_on.touch()
+        assert first.result().status_code == 201
+        assert post(api, "alice", "b.txt").status_code == 201
 
 
 def test_what_readers_print_is_no_text(make: Make, store: Any) -> None:

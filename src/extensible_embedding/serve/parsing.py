@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..errors import InputError
 from ..text import Document
 from . import parser
 from .errors import ApiError
+from .keys import Client
 from .limits import busy
 from .settings import MIB, ServeSettings
 
@@ -51,6 +53,7 @@ class Parsing:
 
     def __init__(self, settings: ServeSettings, program: tuple[str, ...] = _PROGRAM) -> None:
         self.jobs, self.program = 0, program
+        self._of_key: Counter[str] = Counter()
         self._settings = settings
         self._places = asyncio.Semaphore(settings.max_parsing)
 
@@ -63,17 +66,18 @@ class Parsing:
         """
         if "\0" in str(path):
             raise InputError(f"A path has no NUL, but {str(path)!r} has one; give another.")
-        async with self._place():
+        async with self._place(Client()):
             return await self._parsed(Path(path))
 
-    async def upload(self, content: IO[bytes], name: str) -> Document:
+    async def upload(self, content: IO[bytes], name: str, client: Client) -> Document:
         """The text of an uploaded file; raises as `file`, of a bad one ApiError too.
 
         Args:
             content: of the file.
             name: of it, one that a file can have (`file_name`).
+            client: who sends it; one key of several takes half of the places at most.
         """
-        async with self._place():
+        async with self._place(client):
             with tempfile.TemporaryDirectory(prefix="extensible-") as folder:
                 path = Path(folder) / name
                 await asyncio.to_thread(_copy, content, path)
@@ -84,15 +88,21 @@ class Parsing:
                     raise _refused(told, "unreadable_file") from error
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        if self.jobs >= self._settings.max_queued:
-            raise busy(f"{self._settings.max_queued} files at most wait to be read")
+    async def _place(self, client: Client) -> AsyncIterator[None]:
+        most = self._settings.max_queued
+        if self.jobs >= most:
+            raise busy(f"{most} files at most wait to be read")
+        share = max(1, most // 2) if client.name else most
+        if self._of_key[client.name] >= share:
+            raise busy(f"{share} files of a key at most wait to be read")
         self.jobs += 1
+        self._of_key[client.name] += 1
         try:
             async with self._places:
                 yield
         finally:
             self.jobs -= 1
+            self._of_key[client.name] -= 1
 
     async def _parsed(self, path: Path) -> Document:
         with tempfile.TemporaryFile() as output:

@@ -75,7 +75,7 @@ async def upload_context(
 ) -> ContextObject:
     """Keeps the text of a file as a context."""
     given = file_name(file.filename or "")
-    document = await while_there(request, service.parsing.upload(file.file, given))
+    document = await while_there(request, service.parsing.upload(file.file, given, client))
     work = service.library.add(
         client,
         name or Path(given).stem,
