@@ -13,6 +13,7 @@ import pytest
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals import scorers
+from extensible_embedding.evals.methods.plain import Truncate
 from extensible_embedding.evals.qa import ALL, evaluate_qa
 from extensible_embedding.evals.records import QaRecord, write_records
 from extensible_embedding.evals.tasks import TASKS, ParquetTask, make_task
@@ -74,6 +75,17 @@ def test_predictions_are_kept_and_scored_again(
     assert journal.read_text().splitlines() == lines
     assert find(again, scorer="f1", part=ALL)[0].score == 0.25
     assert find(again, scorer="f1", part=ALL)[0].low == 0.25
+
+
+def test_answers_of_a_method_that_read_otherwise_are_given_anew(
+    evaluate: Callable[..., list[QaRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "p.jsonl"
+    evaluate(journal=journal, methods=["truncate"])
+    monkeypatch.setattr(Truncate, "version", Truncate.version + 1)
+    evaluate(journal=journal, methods=["truncate"])
+    methods = [json.loads(line)["key"][4] for line in journal.read_text().splitlines()[1:]]
+    assert methods == ["truncate"] * 6 + ["truncate/2"] * 6
 
 
 def test_what_does_not_fit_says_why(evaluate: Callable[..., list[QaRecord]]) -> None:

@@ -26,5 +26,6 @@ class KeyValue(ParquetTask):
     """The value of a key in a JSON object of random keys (arXiv 2307.03172): it must be there."""
 
     name = "kv-retrieval"
-    max_new_tokens = 64
+    version = 2
+    max_new_tokens = 100
     scorers = ("contains",)
