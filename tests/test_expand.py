@@ -100,6 +100,16 @@ def test_a_k_that_is_given_has_spans_where_all_would_fit_raw(
         assert "zebra" in tiny_reader.decode(context.token_ids[span.start : span.end])
 
 
+def test_what_is_read_raw_has_no_spans(
+    tiny_reader: Reader, embedder: ExtensibleEmbedder, context: Context
+) -> None:
+    note = embedder.compress(NEEDLE * 5, k=1)
+    for k in ((8, 1), "auto"):
+        prompt = expanded_prompt(tiny_reader, [context, note], QUESTION, k=k, room=1200)
+        assert prompt.spans
+        assert {id(span.context) for span in prompt.spans} == {id(context)}
+
+
 def test_a_context_may_be_read_twice(tiny_reader: Reader, context: Context) -> None:
     for room in (900, 1200):
         prompt = expanded_prompt(tiny_reader, [context, context], QUESTION, room=room)

@@ -30,3 +30,4 @@ def test_scripts_without_blanks_are_ranked_by_their_characters() -> None:
     assert rank_spans(mixed, "東京はどこ?")[0] == 0
     assert rank_spans(mixed, "ประตู")[0] == 1
     assert rank_spans(mixed, "Osaka")[0] == 2
+    assert rank_spans(["\U00020000\U00020001", "b"], "\U00020001")[0] == 0

@@ -188,7 +188,10 @@ def best_spans(
     piece_rows = PIECE_TOKENS + len(reader.encode(BETWEEN_SPANS))
     most = min(asked, (room - least) // piece_rows)
     pieces = [
-        piece for number, each in enumerate(contexts) for piece in _pieces(reader, number, each)
+        piece
+        for number, (each, read_at) in enumerate(zip(contexts, plain.each_k(chosen), strict=True))
+        if read_at > 1  # else all of it is raw
+        for piece in _pieces(reader, number, each)
     ]
     best = (ranker or ByWords()).rank(reader, contexts, pieces, question)
     return _merged([pieces[number] for number in best[:most]], contexts)

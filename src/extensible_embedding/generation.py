@@ -68,10 +68,16 @@ def last_logits(reader: Reader, count: int = 1) -> dict[str, Tensor]:
     return {"logits_to_keep": torch.arange(-count, 0, device=reader.device)}
 
 
+def end_tokens(reader: Reader, generation: dict[str, Any] | None = None) -> set[int | None]:
+    """Tokens after which the reader stops: those asked for, or its own."""
+    own = reader.model.generation_config.eos_token_id
+    ends = (generation or {}).get("eos_token_id", own)
+    return set(ends) if isinstance(ends, Sequence) else {ends}
+
+
 def _new_text(reader: Reader, ids: list[int], generation: dict[str, Any]) -> NewText:
     """Of one row of a batch: what follows its end token, or the criterion's end, is padding."""
-    ends = generation.get("eos_token_id", reader.model.generation_config.eos_token_id)
-    ends = set(ends) if isinstance(ends, Sequence) else {ends}
+    ends = end_tokens(reader, generation)
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     if end is not None:
         ids = ids[: end + 1]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import bm25s
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_UNSPACED += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 """Characters of scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han."""
 _WORDS = f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+"
 """A word, be it of one character; where none can be told, each character is one."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.evals.methods import Passage, make_method
-from extensible_embedding.evals.methods.base import greedy_ids
 from extensible_embedding.evals.methods.following import (
     BLOCK_TOKENS,
     PIECE_TOKENS,
@@ -83,13 +82,55 @@ def test_no_loss_depends_on_what_is_still_to_come(
         torch.testing.assert_close(reading.nll(other)[:end], found[:end])
 
 
-def test_it_writes_on_block_by_block(tiny_embedder: ExtensibleEmbedder) -> None:
+def test_it_writes_on_block_by_block(
+    tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block is written after the spans that the text before it asks for."""
     reading = following(tiny_embedder, hills(), ROOM)
-    reader = tiny_embedder.reader
-    written = reading.generate(BLOCK_TOKENS + 8)
-    start = reading.first.generate(BLOCK_TOKENS)
-    assert written.startswith(start)
-    assert reader.decode(greedy_ids(reader, reading.first.embeds, BLOCK_TOKENS)) == start
+    asked, words = [], ids("moon sank " * 20)
+
+    def greedy(reader: Reader, embeds: Tensor, count: int) -> Tensor:
+        done = sum(asked_count for _, asked_count in asked)
+        asked.append((embeds, count))
+        return words[done : done + count]
+
+    monkeypatch.setattr("extensible_embedding.evals.methods.following.greedy_ids", greedy)
+    assert ids(reading.generate(BLOCK_TOKENS + 8)).equal(words[: BLOCK_TOKENS + 8])
+    assert [count for _, count in asked] == [BLOCK_TOKENS, 8]
+    assert torch.equal(asked[0][0], reading.first.embeds)
+    assert torch.equal(asked[1][0], reading.after(words[:BLOCK_TOKENS]).embeds)
+
+
+A = 64
+"""The token of `a`."""
+
+
+@pytest.mark.parametrize("end", [[9, A], A])
+def test_it_stops_at_an_end_token_that_ends_a_block(
+    tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch, end: int | list[int]
+) -> None:
+    reading = following(tiny_embedder, hills(), ROOM)
+    config = tiny_embedder.reader.model.generation_config
+    monkeypatch.setattr(config, "eos_token_id", end)
+    monkeypatch.setattr(
+        "extensible_embedding.evals.methods.following.greedy_ids",
+        lambda reader, embeds, count: torch.full((count,), A),
+    )
+    assert len(ids(reading.generate(3 * BLOCK_TOKENS))) == BLOCK_TOKENS
+
+
+def test_as_many_tokens_as_asked_for_are_written_without_a_warning(
+    tiny_embedder: ExtensibleEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    config = tiny_embedder.reader.model.generation_config
+    monkeypatch.setattr(config, "min_new_tokens", BLOCK_TOKENS + 8)
+    lengths: list[int] = []
+    monkeypatch.setattr(Reader, "decode", lambda self, ids: lengths.append(len(ids)) or "")
+    following(tiny_embedder, hills(), ROOM).generate(BLOCK_TOKENS + 8)
+    assert lengths[-1] == BLOCK_TOKENS + 8
+    assert not [each for each in recwarn if "length" in str(each.message)]
 
 
 @pytest.mark.parametrize("room", [70, 100, 130, 200, 400])

@@ -195,7 +195,8 @@ def describe(plan: Plan, reader: Reader, asked: int | str | tuple[int, ...]) -> 
     rows = plan.prompt_rows - plan.prompt.num_raw
     kind = "compressed"
     if plan.k == 1:
-        kind = "raw text" if asked == 1 else "the text fits, so it is read raw; --k 4 forces rows"
+        forced = asked == 1 or (isinstance(asked, tuple) and set(asked) == {1})
+        kind = "raw text" if forced else "the text fits, so it is read raw; --k 4 forces rows"
     shown = ", ".join(map(str, plan.ks)) if len(set(plan.ks)) > 1 else plan.k
     return (
         f"k={shown} ({kind}): {plan.num_context_tokens:,} context tokens in {rows:,} rows; the "

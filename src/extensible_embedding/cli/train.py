@@ -39,10 +39,10 @@ def train(config: Path, as_json: bool) -> None:
         # transformers prints its log lines to stdout, where only the result belongs.
         with bar, redirect_stdout(io.StringIO()):
             folder = run(settings, callbacks=[bar], report=bar.tokenised)
-        end_together()
     except KeyboardInterrupt:
         console.print(f"\n{_stopped(bar.step, settings)}", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+    end_together()
     if console.quiet:
         return
     if as_json:

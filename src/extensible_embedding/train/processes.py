@@ -40,6 +40,8 @@ def end_together() -> None:
     after its work is done.
     """
     state = processes(default_device())
+    if not torch.distributed.is_initialized():
+        return
     state.wait_for_everyone()
     state.destroy_process_group()
 

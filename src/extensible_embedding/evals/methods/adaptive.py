@@ -87,7 +87,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 3
+    version = 4
     reads_all = False
 
     def __init__(

@@ -147,10 +147,12 @@ def greedy(reader: Reader, embeds: Tensor, max_new_tokens: int) -> str:
 def greedy_ids(reader: Reader, embeds: Tensor, max_new_tokens: int) -> Tensor:
     """Greedy continuation of input embeddings (S, H): token ids, an end token included."""
     inputs = embeds[None].to(reader.device, reader.dtype)
+    least = reader.model.generation_config.min_new_tokens or 0
     output: Tensor = reader.model.generate(
         inputs_embeds=inputs,
         attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long, device=reader.device),
         max_new_tokens=max_new_tokens,
+        min_new_tokens=min(least, max_new_tokens) or None,
         do_sample=False,
         pad_token_id=reader.tokenizer.eos_token_id,
         **last_logits(reader),

@@ -16,6 +16,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ...generation import end_tokens
 from ...reader import Reader
 from ...spans import rank_spans
 from .base import EmbedsReading, greedy_ids
@@ -50,10 +51,14 @@ class FollowingReading:
     prompt: Callable[[Tensor, Tensor], EmbedsReading]
     """Ids of the spans and of the new tokens (t,) -> what the reader sees."""
 
+    def __post_init__(self) -> None:
+        _ = self.first  # it is made when the context is read, and not by the first token
+
     @cached_property
     def first(self) -> EmbedsReading:
         """As it is read before anything new."""
-        return self.after(self.context[:0])
+        new_ids = self.context[:0]
+        return self.prompt(self._spans(self._picked(new_ids)), new_ids)
 
     @property
     def num_rows(self) -> int:
@@ -67,6 +72,8 @@ class FollowingReading:
 
     def after(self, new_ids: Tensor) -> EmbedsReading:
         """As it is read once these tokens (t,) have followed it."""
+        if not len(new_ids):
+            return self.first
         return self.prompt(self._spans(self._picked(new_ids)), new_ids)
 
     def nll(self, target_ids: Tensor) -> Tensor:
@@ -75,18 +82,20 @@ class FollowingReading:
         picked = [self._picked(target_ids[: each * BLOCK_TOKENS]) for each in range(len(blocks))]
         for numbers, run in groupby(zip(picked, blocks, strict=True), key=lambda pair: pair[0]):
             block = torch.cat([each for _, each in run])
-            losses.append(self.prompt(self._spans(numbers), target_ids[:done]).nll(block))
+            before = target_ids[:done]
+            reading = self.prompt(self._spans(numbers), before) if done else self.first
+            losses.append(reading.nll(block))
             done += len(block)
         return torch.cat(losses)
 
     def generate(self, max_new_tokens: int) -> str:
         """Greedy continuation."""
-        ids = self.context[:0]
+        ids, ends = self.context[:0], end_tokens(self.reader)
         while len(ids) < max_new_tokens:
             count = min(BLOCK_TOKENS, max_new_tokens - len(ids))
             more = greedy_ids(self.reader, self.after(ids).embeds, count)
             ids = torch.cat([ids, more])
-            if len(more) < count or more[-1] == self.reader.tokenizer.eos_token_id:
+            if len(more) < count or int(more[-1]) in ends:
                 break
         return self.reader.decode(ids)
 

@@ -22,7 +22,7 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 3
+    version = 4
     reads_all = False
     span_share = 1 / 3
     """Part of the room for the context that is spans read raw."""

@@ -31,7 +31,7 @@ class Retrieve(SelectionMethod):
     """
 
     name = "retrieve"
-    version = 2
+    version = 3
 
     def __init__(self, reader: Reader, piece_tokens: int = 128) -> None:
         super().__init__(reader)
