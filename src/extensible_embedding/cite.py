@@ -142,9 +142,11 @@ class _Source:
 
 def _source(reader: Reader, number: int, context: Context) -> _Source:
     """A context with its text: as it was given or, where that is not known, as its tokens read."""
-    source, text = context.source, reader.decode(context.token_ids)
+    source = context.source
     places = source.places(reader, context.token_ids) if source is not None else None
-    if source is not None and places is not None:
+    if source is None or places is None:
+        text = reader.decode(context.token_ids)
+    else:
         text, zero = source.text(), torch.zeros(1, dtype=torch.long)
         ends = characters_before(text, places[1])
         places = torch.cat([zero, places[0]]), torch.cat([zero, ends])

@@ -17,18 +17,35 @@ _WORDS = f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+"
 """A word, be it of one character; where none can be told, each character is one."""
 
 
-def rank_spans(texts: Sequence[str], question: str) -> list[int]:
-    """Numbers of the texts, those first that share most and rarest words with the question.
+class SpanIndex:
+    """Texts that are ranked again and again, by one question after another.
 
-    Equal ones, and all where there is no common word, come latest first. BM25: Robertson and
-    Zaragoza 2009.
+    Args:
+        texts: of the pieces.
     """
-    latest_first = list(range(len(texts)))[::-1]
-    words = bm25s.tokenize(list(texts), token_pattern=_WORDS, show_progress=False)
-    if not words.vocab:
-        return latest_first
-    index = bm25s.BM25()
-    index.index(words, show_progress=False)
-    asked = bm25s.tokenize(question, token_pattern=_WORDS, show_progress=False, return_ids=False)[0]
-    scores = index.get_scores(asked) if asked else [0.0] * len(texts)
-    return sorted(latest_first, key=lambda number: -scores[number])
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._latest_first = list(range(len(texts)))[::-1]
+        words = bm25s.tokenize(list(texts), token_pattern=_WORDS, show_progress=False)
+        self._index = bm25s.BM25() if words.vocab else None
+        if self._index is not None:
+            self._index.index(words, show_progress=False)
+
+    def rank(self, question: str) -> list[int]:
+        """Numbers of the texts, those first that share most and rarest words with the question.
+
+        Equal ones, and all where there is no common word, come latest first. BM25: Robertson and
+        Zaragoza 2009.
+        """
+        asked = bm25s.tokenize(
+            question, token_pattern=_WORDS, show_progress=False, return_ids=False
+        )[0]
+        if self._index is None or not asked:
+            return self._latest_first
+        scores = self._index.get_scores(asked)
+        return sorted(self._latest_first, key=lambda number: -scores[number])
+
+
+def rank_spans(texts: Sequence[str], question: str) -> list[int]:
+    """The same, for one question."""
+    return SpanIndex(texts).rank(question)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_llama
 from torch import Tensor
 
-from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding import Context, ExtensibleEmbedder, Reader
 from extensible_embedding.evals.methods import Passage, make_method
 from extensible_embedding.evals.methods.following import (
     BLOCK_TOKENS,
@@ -99,6 +101,20 @@ def test_it_writes_on_block_by_block(
     assert [count for _, count in asked] == [BLOCK_TOKENS, 8]
     assert torch.equal(asked[0][0], reading.first.embeds)
     assert torch.equal(asked[1][0], reading.after(words[:BLOCK_TOKENS]).embeds)
+
+
+def test_rows_are_made_once_however_long_the_text_goes_on(
+    tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress, made = ExtensibleEmbedder.compress, []
+
+    def counted(self: ExtensibleEmbedder, *arguments: Any, **settings: Any) -> Context:
+        made.append(arguments)
+        return compress(self, *arguments, **settings)
+
+    monkeypatch.setattr(ExtensibleEmbedder, "compress", counted)
+    following(tiny_embedder, hills(), ROOM).nll(ids("hill 3 sun moon 21. hill 9 sun moon 63. " * 3))
+    assert len(made) == 1
 
 
 A = 64

@@ -233,8 +233,7 @@ class _Run:
         }
 
     def _key(self, domain: str, number: int, setting: Setting) -> tuple[str | int, ...]:
-        window, version = setting.window or 0, self.methods[setting].version
-        method = setting.method if version == 1 else f"{setting.method}/{version}"
+        window, method = setting.window or 0, self.methods[setting].label()
         return (
             domain, number, method, setting.k, setting.context_tokens, window,
             self.target_tokens,

@@ -199,13 +199,12 @@ def _frame(reader: Reader, task: Task, example: Example) -> tuple[Tensor, Tensor
 def _key(task: Task, example: Example, setting: QaSetting) -> Key:
     """An id alone may be another file's, or twice in one: what is asked is part of it."""
     asked = (example.before, example.context, example.question, example.answer_prefix)
-    version = METHODS[setting.method].version
     return (
         task.name,
         task.version,
         example.id,
         hashlib.sha256(repr(asked).encode()).hexdigest()[:12],
-        setting.method if version == 1 else f"{setting.method}/{version}",
+        METHODS[setting.method].label(),
         setting.k,
         setting.window or 0,
     )

@@ -40,7 +40,7 @@ def end_together() -> None:
     after its work is done.
     """
     state = processes(default_device())
-    if not torch.distributed.is_initialized():
+    if state.num_processes == 1 or not torch.distributed.is_initialized():
         return
     state.wait_for_everyone()
     state.destroy_process_group()

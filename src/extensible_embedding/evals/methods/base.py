@@ -94,6 +94,11 @@ class Method(ABC):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
+    @classmethod
+    def label(cls) -> str:
+        """Name and version, as journals have them."""
+        return cls.name if cls.version == 1 else f"{cls.name}/{cls.version}"
+
     @abstractmethod
     def read(self, passage: Passage, room: int) -> Reading:
         """The passage in at most `room` rows.

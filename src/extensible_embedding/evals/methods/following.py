@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...generation import end_tokens
 from ...reader import Reader
-from ...spans import rank_spans
+from ...spans import SpanIndex
 from .base import EmbedsReading, greedy_ids
 
 PIECE_TOKENS = 64
@@ -104,15 +104,15 @@ class FollowingReading:
         return list(self.context[: self.split].split(PIECE_TOKENS))
 
     @cached_property
-    def _texts(self) -> list[str]:
-        return [self.reader.decode(piece) for piece in self._pieces]
+    def _index(self) -> SpanIndex:
+        return SpanIndex([self.reader.decode(piece) for piece in self._pieces])
 
     def _picked(self, new_ids: Tensor) -> list[int]:
         """Numbers of the pieces to read, in the order of the text."""
         end = torch.cat([self.context[-_QUERY_TOKENS:], new_ids])[-_QUERY_TOKENS:]
-        ranked = rank_spans(self._texts, self.reader.decode(end))
+        ranked = self._index.rank(self.reader.decode(end))
         both = (each for number in ranked for each in (number, number + 1))
-        best = [number for number in dict.fromkeys(both) if number < len(self._texts)]
+        best = [number for number in dict.fromkeys(both) if number < len(self._pieces)]
         return sorted(best[: self.num_pieces])
 
     def _spans(self, numbers: Sequence[int]) -> Tensor:

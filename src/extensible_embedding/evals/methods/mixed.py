@@ -35,12 +35,12 @@ class ExtensibleMixed(Extensible):
         recent = int(self.recent_of(passage) * left)
         split = len(context) - recent
         most = min(round(self.span_share * left / PIECE_TOKENS), (left - recent) // PIECE_TOKENS)
+        left -= recent + most * PIECE_TOKENS
+        k = self.k or self._smallest_k(split, left)
+        rows = self._fitting_rows(passage, split, k, left)  # once: they stay as spans change
 
         def prompt(spans: Tensor, new_ids: Tensor) -> EmbedsReading:
-            rows = left - recent - len(spans)
-            k = self.k or self._smallest_k(split, rows)
-            raw = torch.cat([spans, context[split:], new_ids])
-            return self._reading(passage, split, k, rows, raw)
+            return self._joined(passage, rows, k, torch.cat([spans, context[split:], new_ids]))
 
         if not len(passage.tail):
             return FollowingReading(

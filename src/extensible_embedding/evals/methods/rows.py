@@ -52,16 +52,18 @@ class Extensible(Method):
         if len(context) <= left and self.k is None:
             return raw_reading(self.reader, passage, context)
         split, k = self._split(passage, left)
-        return self._reading(passage, split, k, left - (len(context) - split), context[split:])
+        rows = self._fitting_rows(passage, split, k, left - (len(context) - split))
+        return self._joined(passage, rows, k, context[split:])
 
-    def _reading(
-        self, passage: Passage, split: int, k: int, room: int, raw: Tensor
-    ) -> EmbedsReading:
-        """Head, rows of what stands before `split`, as far as they fit, raw tokens, tail."""
-        dropped = self._dropped(split, k, room)
+    def _fitting_rows(self, passage: Passage, split: int, k: int, room: int) -> Tensor:
+        """Rows (R, H) of what stands before `split`, as far as they fit."""
+        return self._rows(passage.context[self._dropped(split, k, room) : split], k)
+
+    def _joined(self, passage: Passage, rows: Tensor, k: int, raw: Tensor) -> EmbedsReading:
+        """Head, rows, raw tokens, tail."""
         parts = [
             self.reader.embed_tokens(passage.head),
-            self._rows(passage.context[dropped:split], k),
+            rows,
             self.reader.embed_tokens(torch.cat([raw, passage.tail])),
         ]
         embeds = torch.cat([part.to(self.reader.device, self.reader.dtype) for part in parts])
