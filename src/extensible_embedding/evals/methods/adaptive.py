@@ -87,7 +87,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 4
+    version = 5
     reads_all = False
 
     def __init__(

@@ -14,18 +14,20 @@ from .rows import Extensible
 class ExtensibleMixed(Extensible):
     """Extensible embeddings, with the best spans raw: rows, then spans, then recent tokens.
 
-    About a third of the room is spans that share most words with what is read after the context
-    (BM25), half is recent text where no question follows, and the rest rows of the older text.
-    Where none follows, the end of the text asks, again and again as it goes on
-    (`FollowingReading`). With k="auto" it is the smallest k at which all older text fits. What does
-    not fit is left out, oldest first.
+    Spans are those that share most words with what is read after the context (BM25): about a third
+    of the room before a question. Where none follows, the end of the text asks, again and again as
+    it goes on (`FollowingReading`), half of the room is recent text and a sixth spans, since rows
+    tell more of what comes than any passage does. The rest is rows of the older text. With k="auto"
+    it is the smallest k at which all older text fits. What does not fit is left out, oldest first.
     """
 
     name = "extensible-mixed"
-    version = 4
+    version = 5
     reads_all = False
-    span_share = 1 / 3
-    """Part of the room for the context that is spans read raw."""
+    asked_share = 1 / 3
+    """Part of the room for the context that is spans read raw, where a question asks for them."""
+    following_share = 1 / 6
+    """The same where the end of the text asks."""
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows, spans, recent tokens, tail."""
@@ -34,7 +36,8 @@ class ExtensibleMixed(Extensible):
             return raw_reading(self.reader, passage, context)
         recent = int(self.recent_of(passage) * left)
         split = len(context) - recent
-        most = min(round(self.span_share * left / PIECE_TOKENS), (left - recent) // PIECE_TOKENS)
+        share = self.asked_share if len(passage.tail) else self.following_share
+        most = min(round(share * left / PIECE_TOKENS), (left - recent) // PIECE_TOKENS)
         left -= recent + most * PIECE_TOKENS
         k = self.k or self._smallest_k(split, left)
         rows = self._fitting_rows(passage, split, k, left)  # once: they stay as spans change
