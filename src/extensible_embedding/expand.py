@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,14 +20,13 @@ import torch
 from .attend import attention_to_rows
 from .context import Context
 from .errors import InputError, MissingExtraError
+from .pieces import PIECE_TOKENS, best_fitting, cut
 from .prompt import AUTO, BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
 from .spans import rank_spans
 
 if TYPE_CHECKING:
     from .reader import Reader
 
-PIECE_TOKENS = 64
-"""Of a piece of text that is read raw or not."""
 SHARE = 1 / 3
 """Part of the room for contexts that spans take by themselves."""
 
@@ -137,8 +136,9 @@ def expanded_prompt(
         contexts: as of `question_prompt`.
         question: as of `question_prompt`.
         k: at which the contexts are to be read.
-        expand: tokens of spans, which come in pieces of `PIECE_TOKENS`, or "auto": a third of the
-            room; less where rows need more.
+        expand: the most tokens of spans, or "auto": a third of the room; less where rows need
+            more. Spans are pieces of a text (`pieces.cut`), so that a few tokens are left over;
+            there is room for one piece unless the number is 0.
         room: rows of the whole prompt.
         history: as of `question_prompt`.
         ranker: says which spans are best, by default `ByWords`.
@@ -179,59 +179,56 @@ def best_spans(
     Args:
         plain: the prompt, which has the contexts in this order; else as of `expanded_prompt`.
     """
-    asked = _num_pieces(expand, room - plain.num_raw)
+    asked = _most_tokens(expand, room - plain.num_raw)
     chosen = fit(plain, k, room)
     if set(plain.each_k(chosen)) <= {1}:
         return []
     coarsest = tuple(context.coarsest_k for context in contexts)
-    least = plain.num_rows(coarsest if k == AUTO else chosen)
-    piece_rows = PIECE_TOKENS + len(reader.encode(BETWEEN_SPANS))
-    most = min(asked, (room - least) // piece_rows)
-    pieces = [
-        piece
+    left = room - plain.num_rows(coarsest if k == AUTO else chosen)
+    parts = [
+        _pieces(reader, number, each)
         for number, (each, read_at) in enumerate(zip(contexts, plain.each_k(chosen), strict=True))
         if read_at > 1  # else all of it is raw
-        for piece in _pieces(reader, number, each)
     ]
-    best = (ranker or ByWords()).rank(reader, contexts, pieces, question)
-    return _merged([pieces[number] for number in best[:most]], contexts)
+    pieces = [piece for part in parts for piece in part]
+    between = len(reader.encode(BETWEEN_SPANS))
+    most = min(asked + between * -(-asked // PIECE_TOKENS), left)
+    numbers = best_fitting(
+        (ranker or ByWords()).rank(reader, contexts, pieces, question),
+        [piece.end - piece.start + between for piece in pieces],
+        most,
+        {end - 1 for end in accumulate(map(len, parts))},
+    )
+    return _merged([pieces[number] for number in numbers], contexts)
 
 
-def _num_pieces(expand: int | str, room: int) -> int:
-    """Pieces that were asked for."""
+def _most_tokens(expand: int | str, room: int) -> int:
+    """Of all spans, as asked for."""
     if expand == AUTO:
-        return int(SHARE * room) // PIECE_TOKENS
+        return int(SHARE * room)
     if isinstance(expand, bool) or not isinstance(expand, int) or expand < 0:
         raise InputError(
             f'Spans take a number of tokens, 0 or more, or "auto", but expand is {expand!r}; give '
             "one of these."
         )
-    return -(-expand // PIECE_TOKENS)
+    return max(expand, PIECE_TOKENS) if expand else 0
 
 
 def _pieces(reader: Reader, number: int, context: Context) -> list[Piece]:
-    parts = context.token_ids.split(PIECE_TOKENS)
     return [
         Piece(
-            context=number,
-            start=place * PIECE_TOKENS,
-            end=place * PIECE_TOKENS + len(part),
-            text=reader.decode(part),
+            context=number, start=start, end=end, text=reader.decode(context.token_ids[start:end])
         )
-        for place, part in enumerate(parts)
+        for start, end in cut(reader, context.token_ids)
     ]
 
 
 def _merged(pieces: Sequence[Piece], contexts: Sequence[Context]) -> list[RawSpan]:
-    """Pieces in the order of the text, neighbours together."""
-    ordered = sorted(pieces, key=lambda piece: (piece.context, piece.start))
-    runs = groupby(
-        enumerate(ordered), key=lambda at: (at[1].context, at[1].start - at[0] * PIECE_TOKENS)
-    )
-    spans = []
-    for (number, _), run in runs:
-        together = [piece for _, piece in run]
-        spans.append(
-            RawSpan(context=contexts[number], start=together[0].start, end=together[-1].end)
-        )
+    """Pieces in the order of the text as spans, neighbours together."""
+    spans: list[RawSpan] = []
+    for piece in pieces:
+        span = RawSpan(context=contexts[piece.context], start=piece.start, end=piece.end)
+        if spans and spans[-1].context is span.context and spans[-1].end == span.start:
+            span = dataclasses.replace(span, start=spans.pop().start)
+        spans.append(span)
     return spans

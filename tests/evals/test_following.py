@@ -13,9 +13,9 @@ from extensible_embedding import Context, ExtensibleEmbedder, Reader
 from extensible_embedding.evals.methods import Passage, make_method
 from extensible_embedding.evals.methods.following import (
     BLOCK_TOKENS,
-    PIECE_TOKENS,
     FollowingReading,
 )
+from extensible_embedding.pieces import PIECE_TOKENS
 
 ROOM = 4 * PIECE_TOKENS
 BOTH = pytest.mark.parametrize("name", ["retrieve", "extensible-mixed"])
@@ -154,7 +154,7 @@ def test_retrieval_reads_recent_text_and_pieces_and_no_more(
     tiny_embedder: ExtensibleEmbedder, room: int
 ) -> None:
     reading = following(tiny_embedder, hills(), room, "retrieve")
-    assert reading.num_pieces == (room - 1) // 2 // PIECE_TOKENS
+    assert reading.room == (room - 1) // 2 // PIECE_TOKENS * PIECE_TOKENS
     assert room - PIECE_TOKENS < reading.num_rows <= room
     recent = hills()[reading.split :]
     embeds = tiny_embedder.reader.embed_tokens(recent)

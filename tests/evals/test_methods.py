@@ -14,6 +14,7 @@ from extensible_embedding.evals.methods.prune import Prune
 from extensible_embedding.evals.methods.retrieve import Retrieve
 from extensible_embedding.evals.methods.rope import rotary_of, scaled_positions
 from extensible_embedding.evals.methods.rows import Extensible
+from extensible_embedding.pieces import PIECE_TOKENS
 
 
 def passage(num_tokens: int, tail: str = "") -> Passage:
@@ -132,23 +133,24 @@ def test_retrieval_finds_the_piece_with_the_words_of_the_question(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:
     reader = tiny_embedder.reader
-    text = "word " * 40 + "the captain was Lind. " + "more " * 40
+    text = "word " * 40 + ". The captain was Lind. " + "more " * 40
     here = Passage(
         head=torch.tensor([256]),
         context=reader.encode(text),
         tail=reader.encode("Who was the captain?"),
     )
-    found = Retrieve(reader, piece_tokens=22).select(here, 44)
-    assert "captain" in reader.decode(found)
-    assert len(found) <= 44
+    for room in (64, 100):
+        found = Retrieve(reader).select(here, room)
+        assert "The captain was Lind." in reader.decode(found)
+        assert len(found) <= room
 
 
 def test_retrieval_without_words_in_common_reads_the_latest(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:
     here = passage(100)
-    kept = Retrieve(tiny_embedder.reader, piece_tokens=10).select(here, 30)
-    assert torch.equal(kept[-10:], here.context[-10:])
+    kept = Retrieve(tiny_embedder.reader).select(here, 70)
+    assert torch.equal(kept[-36:], here.context[-36:])
 
 
 @pytest.mark.parametrize("name", ["pi", "ntk", "yarn"])
@@ -210,12 +212,14 @@ def test_a_fixed_k_whose_rows_do_not_fit_leaves_recent_text_raw(
     torch.testing.assert_close(found[1:-30], tiny_embedder.compress(older[dropped:], k=4).rows)
 
 
-@pytest.mark.parametrize("room", [15, 22, 50, 127])
+@pytest.mark.parametrize("room", [15, 22, 50, 127, 250])
 @pytest.mark.parametrize("tail", ["", "abc"])
-def test_retrieval_fills_its_room(tiny_embedder: ExtensibleEmbedder, room: int, tail: str) -> None:
-    """As the others do: the last piece that is read may be a part of one."""
-    here = passage(300, tail)
-    assert len(Retrieve(tiny_embedder.reader, piece_tokens=20).select(here, room)) == room
+def test_retrieval_takes_no_more_than_its_room_and_nearly_all(
+    tiny_embedder: ExtensibleEmbedder, room: int, tail: str
+) -> None:
+    found = len(Retrieve(tiny_embedder.reader).select(passage(300, tail), room))
+    assert room - PIECE_TOKENS < found <= room
+    assert found == room or room >= 300 % PIECE_TOKENS  # less than the shortest piece
 
 
 def test_rows_of_a_whole_context_are_never_cut(tiny_embedder: ExtensibleEmbedder) -> None:

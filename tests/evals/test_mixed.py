@@ -11,7 +11,8 @@ from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.downsampling import num_rows
 from extensible_embedding.evals.methods import Passage, Reading, make_method
 from extensible_embedding.evals.methods.base import EmbedsReading
-from extensible_embedding.evals.methods.following import PIECE_TOKENS, FollowingReading
+from extensible_embedding.evals.methods.following import FollowingReading
+from extensible_embedding.pieces import PIECE_TOKENS
 
 ROOM = 4 * PIECE_TOKENS
 

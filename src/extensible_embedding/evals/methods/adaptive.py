@@ -87,7 +87,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 5
+    version = 6
     reads_all = False
 
     def __init__(

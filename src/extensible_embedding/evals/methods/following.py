@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ...generation import end_tokens
+from ...pieces import best_fitting, cut
 from ...reader import Reader
 from ...spans import SpanIndex
 from .base import EmbedsReading, greedy_ids
 
-PIECE_TOKENS = 64
-"""Of a span that is read raw."""
 BLOCK_TOKENS = 32
 """Of the text that follows, after which its end asks again."""
 _QUERY_TOKENS = 64
@@ -34,9 +33,9 @@ class FollowingReading:
     """A context whose older pieces are read raw where they share most words with the text's end.
 
     Before each block of new tokens they are picked anew, by what stands before the block, and the
-    prompt is read again if they are others. A piece is read together with the next one: what came
-    after the like of the end is what may come again. New tokens take places of their own, as with
-    every method.
+    prompt is read again if they are others. A piece is read together with the next one
+    (`best_fitting`): what came after the like of the end is what may come again. New tokens take
+    places of their own, as with every method.
 
     Retrieval while the text goes on: Ram et al. 2023 (In-Context RALM), section 4.
     """
@@ -46,8 +45,8 @@ class FollowingReading:
     """Token ids (n,)."""
     split: int
     """Where recent text begins; pieces are of what stands before it."""
-    num_pieces: int
-    """That are read."""
+    room: int
+    """Tokens for all pieces that are read."""
     prompt: Callable[[Tensor, Tensor], EmbedsReading]
     """Ids of the spans and of the new tokens (t,) -> what the reader sees."""
 
@@ -101,7 +100,8 @@ class FollowingReading:
 
     @cached_property
     def _pieces(self) -> list[Tensor]:
-        return list(self.context[: self.split].split(PIECE_TOKENS))
+        older = self.context[: self.split]
+        return [older[start:end] for start, end in cut(self.reader, older)]
 
     @cached_property
     def _index(self) -> SpanIndex:
@@ -111,9 +111,7 @@ class FollowingReading:
         """Numbers of the pieces to read, in the order of the text."""
         end = torch.cat([self.context[-_QUERY_TOKENS:], new_ids])[-_QUERY_TOKENS:]
         ranked = self._index.rank(self.reader.decode(end))
-        both = (each for number in ranked for each in (number, number + 1))
-        best = [number for number in dict.fromkeys(both) if number < len(self._pieces)]
-        return sorted(best[: self.num_pieces])
+        return best_fitting(ranked, [len(piece) for piece in self._pieces], self.room)
 
     def _spans(self, numbers: Sequence[int]) -> Tensor:
         return torch.cat([*(self._pieces[number] for number in numbers), self.context[:0]])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...spans import rank_spans
+from ...pieces import PIECE_TOKENS
 from .base import EmbedsReading, Passage, Reading, raw_reading, room_for_context
-from .following import PIECE_TOKENS, FollowingReading
+from .following import FollowingReading
+from .retrieve import asked_for
 from .rows import Extensible
 
 
@@ -22,7 +23,7 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 5
+    version = 6
     reads_all = False
     asked_share = 1 / 3
     """Part of the room for the context that is spans read raw, where a question asks for them."""
@@ -37,8 +38,9 @@ class ExtensibleMixed(Extensible):
         recent = int(self.recent_of(passage) * left)
         split = len(context) - recent
         share = self.asked_share if len(passage.tail) else self.following_share
-        most = min(round(share * left / PIECE_TOKENS), (left - recent) // PIECE_TOKENS)
-        left -= recent + most * PIECE_TOKENS
+        pieces = min(round(share * left / PIECE_TOKENS), (left - recent) // PIECE_TOKENS)
+        spans_room = pieces * PIECE_TOKENS
+        left -= recent + spans_room
         k = self.k or self._smallest_k(split, left)
         rows = self._fitting_rows(passage, split, k, left)  # once: they stay as spans change
 
@@ -47,13 +49,6 @@ class ExtensibleMixed(Extensible):
 
         if not len(passage.tail):
             return FollowingReading(
-                reader=self.reader, context=context, split=split, num_pieces=most, prompt=prompt
+                reader=self.reader, context=context, split=split, room=spans_room, prompt=prompt
             )
-        return prompt(self._asked_for(passage, split, most), context[:0])
-
-    def _asked_for(self, passage: Passage, split: int, most: int) -> Tensor:
-        """The pieces that share most words with the question, in the order of the text."""
-        pieces = passage.context[:split].split(PIECE_TOKENS)
-        texts = [self.reader.decode(piece) for piece in pieces]
-        best = rank_spans(texts, self.reader.decode(passage.tail))
-        return torch.cat([*(pieces[each] for each in sorted(best[:most])), passage.context[:0]])
+        return prompt(asked_for(self.reader, passage, spans_room), context[:0])
