@@ -42,7 +42,8 @@ def main() -> None:
     reader, drawn = Reader.from_pretrained(), random.Random(options.seed)
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for task, rows in tasks(options.file).items():
-        for row in track(drawn.sample(rows, min(options.num_questions, len(rows))), task):
+        sample = drawn.sample(rows, min(options.num_questions, len(rows)))
+        for row in track(sample, task, console=Console(stderr=True)):
             ids = joined(reader, row, rows, options.context_tokens, drawn)
             answer = plain(row["answers"][0])
             if answer not in plain(reader.decode(ids)):
