@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ...embedder import ExtensibleEmbedder
 from ...pieces import PIECE_TOKENS
 from .base import EmbedsReading, Passage, Reading, raw_reading, room_for_context
 from .following import FollowingReading
@@ -18,8 +21,14 @@ class ExtensibleMixed(Extensible):
     Spans are those that share most words with what is read after the context (BM25): about a third
     of the room before a question. Where none follows, the end of the text asks, again and again as
     it goes on (`FollowingReading`), half of the room is recent text and a sixth spans, since rows
-    tell more of what comes than any passage does. The rest is rows of the older text. With k="auto"
+    tell more of a story than any passage of it. The rest is rows of the older text. With k="auto"
     it is the smallest k at which all older text fits. What does not fit is left out, oldest first.
+
+    Args:
+        embedder: as of `Extensible`.
+        k: as of `Extensible`.
+        following_share: part of the room that is spans where the end of the text asks.
+        settings: of `Extensible`.
     """
 
     name = "extensible-mixed"
@@ -27,8 +36,17 @@ class ExtensibleMixed(Extensible):
     reads_all = False
     asked_share = 1 / 3
     """Part of the room for the context that is spans read raw, where a question asks for them."""
-    following_share = 1 / 6
-    """The same where the end of the text asks."""
+
+    def __init__(
+        self,
+        embedder: ExtensibleEmbedder,
+        k: int | None = None,
+        *,
+        following_share: float = 1 / 6,
+        **settings: Any,
+    ) -> None:
+        super().__init__(embedder, k, **settings)
+        self.following_share = following_share
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows, spans, recent tokens, tail."""
