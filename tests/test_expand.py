@@ -19,7 +19,7 @@ from extensible_embedding.expand import (
     expanded_prompt,
 )
 from extensible_embedding.pieces import PIECE_TOKENS, cut
-from extensible_embedding.prompt import choose_k, question_prompt
+from extensible_embedding.prompt import Prompt, choose_k, question_prompt
 
 FILLER = "Nothing at all is told in this long and idle sentence about the weather. "
 NEEDLE = "The zebra hides behind the violet door. "
@@ -148,6 +148,29 @@ def test_spans_follow_their_context_in_order_and_neighbours_are_one(
     assert places == sorted(places)
 
 
+def test_what_comes_after_a_piece_is_of_its_own_context(
+    tiny_reader: Reader, embedder: ExtensibleEmbedder
+) -> None:
+    """The last piece of the first text is best; the other text begins with nothing of it."""
+    first = embedder.compress(FILLER * 12 + NEEDLE, k=4)
+    second = embedder.compress("And now for something else altogether. " + FILLER * 12, k=4)
+    prompt = expanded_prompt(tiny_reader, [first, second], QUESTION, expand=100, room=1100)
+    assert any(span.context is first and span.end == first.num_tokens for span in prompt.spans)
+    assert not any(span.context is second and span.start == 0 for span in prompt.spans)
+
+
+@pytest.mark.parametrize("number", [-1, 10_000])
+def test_a_ranker_gives_numbers_of_pieces(
+    tiny_reader: Reader, context: Context, number: int
+) -> None:
+    class Strange(SpanRanker):
+        def rank(self, *args: object) -> list[int]:
+            return [0, number]
+
+    with pytest.raises(InputError, match=f"it gave {number}; give places"):
+        expanded_prompt(tiny_reader, [context], QUESTION, room=600, ranker=Strange())
+
+
 def test_embeds_hold_the_raw_tokens(tiny_reader: Reader, context: Context) -> None:
     prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=600, ranker=InOrder())
     k = choose_k(prompt, 600)
@@ -172,6 +195,25 @@ def test_attention_ranks_pieces_by_what_their_rows_get(
     assert ranked != sorted(ranked)
     prompt = expanded_prompt(tiny_reader, [context], QUESTION, room=600, ranker=ByAttention())
     assert prompt.spans
+
+
+def test_attention_prefers_no_piece_for_its_length(
+    tiny_reader: Reader, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each token gets the same, the first of equals is the best."""
+
+    def equal(reader: Reader, prompt: Prompt, ks: Sequence[int], *_: object) -> list[torch.Tensor]:
+        ends = prompt.contexts[0].row_ends_at(ks[0])
+        return [ends.diff(prepend=torch.zeros(1, dtype=ends.dtype)).float()]
+
+    monkeypatch.setattr("extensible_embedding.expand.attention_to_rows", equal)
+    pieces = [
+        Piece(context=0, start=start, end=end, text="")
+        for start, end in cut(tiny_reader, context.token_ids)
+    ]
+    assert len({piece.end - piece.start for piece in pieces}) > 1
+    ranked = ByAttention().rank(tiny_reader, [context], pieces, QUESTION)
+    assert ranked == list(range(len(pieces)))
 
 
 def test_words_are_the_default(tiny_reader: Reader, context: Context) -> None:

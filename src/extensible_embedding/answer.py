@@ -249,8 +249,8 @@ class AnswerMixin:
                 smallest that fit the window.
             stream: return an `AnswerStream` at once.
             history: earlier (question, answer) turns on the same contexts.
-            expand: tokens of the spans that matter to the question, read raw beside the rows, or
-                "auto": a third of the room.
+            expand: the most tokens of the spans that matter to the question, read raw beside the
+                rows, or "auto": a third of the room.
             ranker: says which spans matter, by default those that share words with the question.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments; greedy unless they say otherwise.

@@ -77,16 +77,28 @@ class ByAttention(SpanRanker):
         tail = prompt.parts[-1]
         assert isinstance(tail, torch.Tensor)
         weights = attention_to_rows(reader, prompt, ks, len(tail))
-        ends = [context.row_ends_at(k) for context, k in zip(contexts, ks, strict=True)]
+        before = [
+            _before_each(of_rows, context.row_ends_at(k))
+            for of_rows, context, k in zip(weights, contexts, ks, strict=True)
+        ]
         scores = [
-            _weight_in(weights[piece.context], ends[piece.context], piece) for piece in pieces
+            float(before[piece.context][piece.end] - before[piece.context][piece.start])
+            / (piece.end - piece.start)
+            for piece in pieces
         ]
         return sorted(range(len(pieces)), key=lambda number: -scores[number])
 
 
-def _weight_in(weights: torch.Tensor, ends: torch.Tensor, piece: Piece) -> float:
-    """Attention (R,) to the rows that end (R,) in the piece."""
-    return float(weights[(ends > piece.start) & (ends <= piece.end)].sum())
+def _before_each(weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Attention (n + 1,) to what stands before each token: that of a row (R,) is of its tokens.
+
+    Args:
+        weights: (R,).
+        ends: (R,) token after the last of each row.
+    """
+    lengths = ends.diff(prepend=ends.new_zeros(1))
+    each = (weights.double().cpu() / lengths).repeat_interleave(lengths)  # (n,)
+    return torch.cat([each.new_zeros(1), each.cumsum(0)])
 
 
 class ByEmbedding(SpanRanker):
@@ -144,7 +156,8 @@ def expanded_prompt(
         ranker: says which spans are best, by default `ByWords`.
 
     Raises:
-        InputError: `expand` is neither a number of tokens nor "auto".
+        InputError: `expand` is neither a number of tokens nor "auto", or the ranker gives numbers
+            that no piece has.
         WindowError: even the rows alone do not fit.
     """
     contexts = _each_once(contexts)
@@ -193,8 +206,14 @@ def best_spans(
     pieces = [piece for part in parts for piece in part]
     between = len(reader.encode(BETWEEN_SPANS))
     most = min(asked + between * -(-asked // PIECE_TOKENS), left)
+    ranked = list((ranker or ByWords()).rank(reader, contexts, pieces, question))
+    if strange := [each for each in ranked if not 0 <= each < len(pieces)]:
+        raise InputError(
+            f"A ranker gives numbers of pieces, 0 to {len(pieces) - 1}, but it gave {strange[0]}; "
+            "give places in the list of pieces."
+        )
     numbers = best_fitting(
-        (ranker or ByWords()).rank(reader, contexts, pieces, question),
+        ranked,
         [piece.end - piece.start + between for piece in pieces],
         most,
         {end - 1 for end in accumulate(map(len, parts))},

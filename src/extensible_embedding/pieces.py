@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -23,56 +24,119 @@ LEAST_TOKENS = 16
 """The fewest of one, but for the last of a text: what is shorter goes with what follows it."""
 _CLOSERS = "[\"'\u2019\u201d)\\]\u300d\u300f\uff09]"
 _CLOSED = re.compile(rf"{_CLOSERS}+\s*")
-_SPACED_END = re.compile(rf"[.!?;]{_CLOSERS}*\s*$")
-_UNSPACED_END = re.compile(rf"[\u3002\uff01\uff1f\uff61]{_CLOSERS}*\s*$")
-"""Of scripts that set no blank after it."""
+_SPACED = re.compile(rf"[.!?;\u2026\u061f\u0964]{_CLOSERS}*\s*$")
+_UNSPACED = re.compile(rf"[\u3002\uff01\uff1f\uff61]{_CLOSERS}*\s*$")
+"""Of scripts that set no blank after the end of a sentence."""
+_PROSE = 1 / 5
+"""Of sentences that end within lines to lines that end within sentences: in code it is less."""
 
 
 def cut(reader: Reader, token_ids: Tensor) -> list[tuple[int, int]]:
     """Where pieces of token ids (n,) begin and end.
 
-    A piece ends after the last of its lines that fits into `PIECE_TOKENS`, else after the last
-    sentence that does, else within one; it has `LEAST_TOKENS` or more unless it is the last.
+    A piece has `PIECE_TOKENS` at most, and `LEAST_TOKENS` or more unless it is the last. Between
+    these it ends after a line, the last one that does, in code and lists; in prose after a line
+    that ends a sentence or paragraph, else after a sentence, else after a line. Where there is no
+    such place it ends anywhere. A mark that is spread over several tokens ends nothing.
     """
     if not (total := len(token_ids)):
         return []
-    lines, sentences = _ends(reader, token_ids)
+    worth = _worth(reader, token_ids)
     start, pieces = 0, []
     while total - start > PIECE_TOKENS:
         places = range(start + PIECE_TOKENS, start + LEAST_TOKENS - 1, -1)
-        found = (end for ends in (lines, sentences) for end in places if ends[end - 1])
-        end = next(found, start + PIECE_TOKENS)
+        end = max(places, key=lambda place: worth[place - 1])  # the last of the best
         pieces.append((start, end))
         start = end
     return [*pieces, (start, total)]
 
 
-def _ends(reader: Reader, token_ids: Tensor) -> tuple[list[bool], list[bool]]:
-    """After which tokens a line ends, and after which a sentence does."""
-    kinds, which = token_ids.unique(return_inverse=True)
-    texts = [*_texts(reader, kinds.tolist()), "\n"]  # as after the last token
-    order = which.tolist()
-    sentences, mark = [], ""
-    for kind, after in zip(order, [*order[1:], -1], strict=True):
-        text = texts[kind]
-        mark = text if not _CLOSED.fullmatch(text) else mark + text
-        sentences.append(_ends_sentence(mark, texts[after]))
-    return ["\n" in texts[kind] for kind in order], sentences
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What a token adds to a text, as far as it tells where something ends."""
+
+    text: str
+    spaced: bool
+    """A sentence ends with it, if a blank follows."""
+    unspaced: bool
+    """A sentence ends with it."""
+    closes: bool
+    """A quotation or bracket may end with it, and belongs to the sentence before."""
+
+    @classmethod
+    def of(cls, text: str) -> _Kind:
+        return cls(
+            text=text,
+            spaced=bool(_SPACED.search(text)),
+            unspaced=bool(_UNSPACED.search(text)),
+            closes=bool(_CLOSED.fullmatch(text)),
+        )
+
+    @property
+    def line(self) -> bool:
+        return "\n" in self.text
+
+    @property
+    def blank(self) -> bool:
+        return not self.text.strip()
+
+    def parted_from(self, after: _Kind) -> bool:
+        """Whether a blank or a special token, which has no text, stands between the two."""
+        touching = (self.text[-1:], after.text[:1])
+        return any(not each or each.isspace() for each in touching)
 
 
-def _ends_sentence(text: str, after: str) -> bool:
-    """Whether a sentence ends between a token, with the mark that it closes, and the next one."""
-    if _UNSPACED_END.search(text):
-        return not _CLOSED.fullmatch(after)
-    # Else "3." of "3.14" were one.
-    return bool(_SPACED_END.search(text)) and (text[-1:].isspace() or after[:1].isspace())
+_AFTER_ALL = _Kind.of("\n")
 
 
-def _texts(reader: Reader, kinds: Sequence[int]) -> list[str]:
+class _End(NamedTuple):
+    """What ends after a token."""
+
+    line: bool
+    sentence: bool
+    paragraph: bool
+
+    @property
+    def whole_line(self) -> bool:
+        return self.line and (self.sentence or self.paragraph)
+
+
+def _worth(reader: Reader, token_ids: Tensor) -> list[int]:
+    """How good it is to end a piece after each token: 0 is not at all."""
+    ends = _ends(reader, token_ids)
+    within_lines = sum(end.sentence and not end.line for end in ends)
+    within_sentences = sum(end.line and not end.whole_line for end in ends)
+    if within_lines > _PROSE * within_sentences:
+        return [3 * end.whole_line or 2 * end.sentence or int(end.line) for end in ends]
+    return [2 * end.line or int(end.sentence) for end in ends]
+
+
+def _ends(reader: Reader, token_ids: Tensor) -> list[_End]:
+    """What ends after each token."""
+    numbers, which = token_ids.unique(return_inverse=True)
+    every = [_Kind.of(text) for text in _texts(reader, numbers.tolist())]
+    kinds = [every[number] for number in which.tolist()]
+    ends, spaced, unspaced, breaks = [], False, False, 0
+    for kind, after in zip(kinds, [*kinds[1:], _AFTER_ALL], strict=True):
+        goes_on = kind.closes or kind.blank
+        spaced = kind.spaced or goes_on and spaced
+        unspaced = kind.unspaced or goes_on and unspaced
+        breaks = kind.text.count("\n") + (breaks if kind.blank else 0)
+        sentence = spaced and kind.parted_from(after) or unspaced and not after.closes
+        end = _End(
+            line=kind.line,
+            sentence=sentence and (not after.blank or after is _AFTER_ALL),
+            paragraph=kind.line and breaks > 1 and not after.line,
+        )
+        ends.append(end)
+    return ends
+
+
+def _texts(reader: Reader, numbers: Sequence[int]) -> list[str]:
     """What each token adds to a text; some tokenizers drop the blank that a text begins with."""
     before = reader.encode("a").tolist()
     length = len(reader.decode(before))
-    return [reader.decode([*before, kind])[length:] for kind in kinds]
+    return [reader.decode([*before, number])[length:] for number in numbers]
 
 
 def best_fitting(
@@ -88,14 +152,17 @@ def best_fitting(
         room: rows for all of them.
         last: numbers of pieces after which another text begins.
     """
+    least = min(sizes, default=0)
     chosen: set[int] = set()
     for number in ranked:
-        for each in (number, number + 1):
-            if each == number + 1 and (number in last or each == len(sizes)):
-                continue
-            if each not in chosen and sizes[each] <= room:
-                chosen.add(each)
-                room -= sizes[each]
-        if room < LEAST_TOKENS:
+        if number not in chosen and sizes[number] <= room:
+            chosen.add(number)
+            room -= sizes[number]
+        after = number + 1
+        follows = number in chosen and number not in last and after < len(sizes)
+        if follows and after not in chosen and sizes[after] <= room:
+            chosen.add(after)
+            room -= sizes[after]
+        if room < least:
             break
     return sorted(chosen)

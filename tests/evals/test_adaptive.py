@@ -23,6 +23,7 @@ from extensible_embedding.evals.methods.adaptive import (
 from extensible_embedding.evals.methods.base import EmbedsReading
 from extensible_embedding.evals.methods.following import FollowingReading
 from extensible_embedding.evals.methods.rows import Extensible
+from extensible_embedding.pieces import PIECE_TOKENS
 
 ROOM = 161
 
@@ -32,7 +33,7 @@ def ids(text: str) -> Tensor:
 
 
 def passage(tail: str = "", num_tokens: int = 600, num_next: int = 300) -> Passage:
-    text = "the magic number was seven, and rain fell upon every hill. " * 11
+    text = "the magic number was seven, and rain fell upon every hill. " * 16
     return Passage(head=ids("H"), context=ids(text[:num_tokens]), tail=ids(tail), num_next=num_next)
 
 
@@ -152,6 +153,17 @@ def test_the_three_ways_differ(tiny_embedder: ExtensibleEmbedder) -> None:
     method = ExtensibleAdaptive(tiny_embedder, 8)
     kinds = {tuple(embeds(way.read(passage(), ROOM)).sum(1).tolist()) for way in method._ways}
     assert len(kinds) == 3
+
+
+def test_its_way_with_spans_reads_more_of_them_than_mixed_does(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    here, room = passage(num_tokens=900), 10 * PIECE_TOKENS
+    third = ExtensibleAdaptive(tiny_embedder, 8)._ways[2].read(here, room)
+    mixed = make_method("extensible-mixed", tiny_embedder, k=8).read(here, room)
+    assert isinstance(third, FollowingReading)
+    assert isinstance(mixed, FollowingReading)
+    assert (third.room, mixed.room) == (3 * PIECE_TOKENS, 2 * PIECE_TOKENS)
 
 
 @pytest.mark.parametrize(("tail", "num_tokens"), [("magic number?", 480), ("", 200)])

@@ -71,6 +71,23 @@ def test_a_question_on_contexts_is_that_of_the_library(
     assert torch.equal(ready.request.parts[-1], expected.parts[-1])
 
 
+@pytest.mark.parametrize("expand", ["auto", 200])
+def test_a_text_that_was_pasted_twice_has_its_spans_once(
+    planner: Planner, embedder: ExtensibleEmbedder, tiny_reader: Reader, expand: Any
+) -> None:
+    """Also in the second turn, when its rows are kept already."""
+    text = LONG * 2
+    said = (("user", text), ("assistant", "Yes."), ("user", text), ("assistant", "Yes."))
+    for _ in range(2):
+        request = chat(*said, ("user", "Where does it wait?"), extensible={"expand": expand})
+        ready = planned(planner, embedder, request)
+        prompt = ready.plan.prompt
+        assert prompt.num_rows(ready.plan.ks) <= tiny_reader.window - 8
+        places = [(id(span.context), span.start) for span in prompt.spans]
+        assert places
+        assert len(set(places)) == len(places)
+
+
 def test_spans_are_those_of_the_library(
     planner: Planner, embedder: ExtensibleEmbedder, tiny_reader: Reader, context: Context
 ) -> None:

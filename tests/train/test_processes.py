@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +57,16 @@ def launch(
     command += ["divided"] if environment else []
     shared = os.environ | (environment or {})
     shared |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*launcher, *command], env=shared, capture_output=True, text=True, timeout=300, check=False
+    launcher += ["--log-dir", config.output_dir + "-launcher"]
+    started = subprocess.Popen(
+        [*launcher, *command], env=shared, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert ran.returncode == 0, ran.stderr
+    try:
+        _, errors = started.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)  # those that it started, too
+        raise
+    assert started.returncode == 0, errors
 
 
 @pytest.mark.slow

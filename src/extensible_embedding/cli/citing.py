@@ -27,7 +27,7 @@ ExpandOption = Annotated[
     typer.Option(
         "--expand",
         metavar="off|auto|N",
-        help="Read the spans that matter to the question raw, beside the rows: N tokens of them, "
+        help="Read the spans that matter to the question raw, beside the rows: at most N tokens, "
         "or `auto`, a third of the window: what is raw is exact.",
     ),
 ]

@@ -249,7 +249,9 @@ class Planner:
             before, middle, after = split_long(text, most)
             ids = self.reader.encode(middle) if len(middle) >= MIN_TOKENS else torch.zeros(0)
             if len(ids) >= MIN_TOKENS:
-                context = self._made.get(ids, k) or self._without_rows(ids, k)
+                made = self._made.get(ids, k)
+                # Of two equal texts each has its own: a span is of one of them.
+                context = dataclasses.replace(made) if made else self._without_rows(ids, k)
                 found.append(LongText(message=number, before=before, context=context, after=after))
         return sorted(found, key=lambda each: -each.context.num_tokens)
 

@@ -33,7 +33,7 @@ class Extensible(Given):
     )
     expand: Annotated[int, Field(ge=0, le=1 << 20)] | Literal["auto"] | None = Field(
         default=None,
-        description="Tokens of the passages that share most words with the question, read raw as "
+        description="The most tokens of passages that share words with the question, read raw as "
         'well; "auto" takes a third of the room. By default as the server is set.',
     )
     cite: bool = Field(default=False, description="Say where the answer comes from.")

@@ -87,7 +87,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 6
+    version = 7
     reads_all = False
 
     def __init__(

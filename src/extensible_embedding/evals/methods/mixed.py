@@ -32,7 +32,7 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 6
+    version = 7
     reads_all = False
     asked_share = 1 / 3
     """Part of the room for the context that is spans read raw, where a question asks for them."""

@@ -27,7 +27,7 @@ class Retrieve(SelectionMethod):
     """
 
     name = "retrieve"
-    version = 4
+    version = 5
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, pieces, tail; or head, pieces, recent text."""
