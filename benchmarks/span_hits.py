@@ -2,9 +2,10 @@
 
 Contexts of a question file are joined to texts of `--context-tokens` tokens, BM25 ranks their
 pieces by each question, and as many are taken as fit a room: pieces that end where lines and
-sentences do, each with the one after it (`extensible_embedding.pieces`), and pieces of 64 tokens
+sentences do, each with the one after it (`extensible_embedding.pieces`), and pieces of one size
 each by itself. Counted are questions whose answer stands whole in one span, of those whose answer
-stands in the text.
+stands in the text; a short answer may stand there by chance. What parts spans in a prompt is not
+counted.
 
     python benchmarks/span_hits.py questions.parquet --rooms 256,768
 """
