@@ -15,6 +15,7 @@ from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.evals.lm import evaluate_lm
 from extensible_embedding.evals.methods import Method, Passage, Reading, make_method
 from extensible_embedding.evals.methods.adaptive import (
+    AHEAD_NATS,
     SWITCH_TOKENS,
     TRIAL_TOKENS,
     AdaptiveReading,
@@ -120,9 +121,19 @@ def adaptive(trials: list[float], *losses: Tensor) -> AdaptiveReading:
 def test_another_way_reads_on_once_it_has_done_better() -> None:
     block = torch.ones(SWITCH_TOKENS)
     first, second = torch.cat([2 * block, block, block]), torch.cat([block, block, 3 * block])
-    found = adaptive([1.0, 2.0], first, second).nll(torch.arange(3 * SWITCH_TOKENS))
+    hopeless = 9 * block.repeat(3)
+    found = adaptive([1.0, 2.0, 9.0], first, second, hopeless).nll(torch.arange(3 * SWITCH_TOKENS))
     # The second one is ahead after the first block, and reads on though it then does worse.
     assert torch.equal(found, torch.cat([2 * block, block, 3 * block]))
+
+
+@pytest.mark.parametrize(("behind", "reads"), [(0.9, True), (1.1, False)])
+def test_the_last_way_gives_way_to_one_that_is_clearly_better(behind: float, reads: bool) -> None:
+    """A little better on a few tokens is not enough, and what is enough fades."""
+    losses = torch.zeros(2 * SWITCH_TOKENS), torch.ones(2 * SWITCH_TOKENS)
+    found = adaptive([0.0, behind * AHEAD_NATS], *losses).nll(torch.arange(2 * SWITCH_TOKENS))
+    assert bool(found[0]) == reads
+    assert not found[-1]
 
 
 def test_no_way_is_chosen_for_what_is_still_to_come() -> None:

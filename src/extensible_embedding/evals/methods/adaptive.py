@@ -21,6 +21,8 @@ SWITCH_TOKENS = 32
 """Of the text that follows, after which another way may read on."""
 HALF_LIFE_TOKENS = 128
 """After so many more tokens a loss counts half: texts change."""
+AHEAD_NATS = 4.0
+"""By which the last way is ahead at first: a few tokens tell little. It fades as losses do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,9 @@ class AdaptiveReading:
     """A passage in several ways, of which one reads at a time.
 
     Text that follows is read in blocks. Before each block the way is chosen that has the least loss
-    on what came before it, from the trial's beginning on, the latest tokens counting most. No way
-    is chosen for what it makes of text that is still to come, and the reader holds one window at a
-    time.
+    on what came before it, from the trial's beginning on, the latest tokens counting most; the last
+    way is `AHEAD_NATS` ahead. No way is chosen for what it makes of text that is still to come, and
+    the reader holds one window at a time.
     """
 
     readings: tuple[Reading, ...]
@@ -40,7 +42,7 @@ class AdaptiveReading:
     @property
     def first(self) -> Reading:
         """The way that reads first: the best one on the context's end."""
-        return self.readings[int(_latest_most(self.trials).argmin())]
+        return self.readings[self._best(self.trials)]
 
     @property
     def num_rows(self) -> int:
@@ -57,19 +59,22 @@ class AdaptiveReading:
         losses = torch.stack([reading.nll(target_ids).cpu() for reading in self.readings])
         seen, chosen = self.trials, []
         for block in losses.split(SWITCH_TOKENS, dim=1):
-            chosen.append(block[_latest_most(seen).argmin()])
+            chosen.append(block[self._best(seen)])
             seen = torch.cat([seen, block], dim=1)
         return torch.cat(chosen)
+
+    def _best(self, seen: Tensor) -> int:
+        """Number of the way with the least loss (ways, tokens) on what was read so far."""
+        num_seen = seen.shape[1]
+        worth = 0.5 ** (torch.arange(num_seen).flip(0) / HALF_LIFE_TOKENS)
+        sums = seen.float() @ worth
+        since = num_seen - self.trials.shape[1]
+        sums[-1] -= AHEAD_NATS * 0.5 ** (since / HALF_LIFE_TOKENS)
+        return int(sums.argmin())
 
     def generate(self, max_new_tokens: int) -> str:
         """Greedy continuation, by the way that reads first."""
         return self.first.generate(max_new_tokens)
-
-
-def _latest_most(losses: Tensor) -> Tensor:
-    """What losses (ways, tokens) sum to, the older ones counting less."""
-    ages = torch.arange(losses.shape[1]).flip(0)
-    return losses.float() @ (0.5 ** (ages / HALF_LIFE_TOKENS))
 
 
 class ExtensibleAdaptive(Extensible):
@@ -87,7 +92,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 7
+    version = 8
     reads_all = False
 
     def __init__(
