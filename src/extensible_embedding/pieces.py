@@ -9,14 +9,18 @@ Axes: n token.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .reader import Reader
+
+_Counts: TypeAlias = NDArray[np.int64]
+_Flags: TypeAlias = NDArray[np.bool_]
 
 PIECE_TOKENS = 64
 """The most tokens of a piece."""
@@ -39,97 +43,86 @@ def cut(reader: Reader, token_ids: Tensor) -> list[tuple[int, int]]:
     that ends a sentence or paragraph, else after a sentence, else after a line. Where there is no
     such place it ends anywhere. A mark that is spread over several tokens ends nothing.
     """
-    if not (total := len(token_ids)):
-        return []
-    worth = _worth(reader, token_ids)
+    worth, total = _worth(reader, token_ids), len(token_ids)
     start, pieces = 0, []
     while total - start > PIECE_TOKENS:
-        places = range(start + PIECE_TOKENS, start + LEAST_TOKENS - 1, -1)
-        end = max(places, key=lambda place: worth[place - 1])  # the last of the best
+        backwards = worth[start + LEAST_TOKENS - 1 : start + PIECE_TOKENS][::-1]
+        end = start + PIECE_TOKENS - int(backwards.argmax())  # the last of the best
         pieces.append((start, end))
         start = end
-    return [*pieces, (start, total)]
+    return [*pieces, (start, total)] if total else []
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """What a token adds to a text, as far as it tells where something ends."""
+class _Tokens:
+    """What each token of a text adds to it, as far as it tells where something ends: arrays (n,).
 
-    text: str
-    spaced: bool
-    """A sentence ends with it, if a blank follows."""
-    unspaced: bool
-    """A sentence ends with it."""
-    closes: bool
-    """A quotation or bracket may end with it, and belongs to the sentence before."""
+    Attributes:
+        newlines: line feeds in it.
+        spaced: a sentence ends with it, if a blank follows.
+        unspaced: a sentence ends with it.
+        closes: a quotation or bracket may end with it, and belongs to the sentence before.
+        blank: nothing is to be seen of it: blanks, or a special token.
+        begins_blank: a blank begins it, or it is a special token.
+        ends_blank: the same of its end.
+    """
 
-    @classmethod
-    def of(cls, text: str) -> _Kind:
-        return cls(
-            text=text,
-            spaced=bool(_SPACED.search(text)),
-            unspaced=bool(_UNSPACED.search(text)),
-            closes=bool(_CLOSED.fullmatch(text)),
-        )
+    def __init__(self, reader: Reader, token_ids: Tensor) -> None:
+        numbers, which = token_ids.unique(return_inverse=True)
+        texts, places = _texts(reader, numbers.tolist()), which.numpy()
 
-    @property
-    def line(self) -> bool:
-        return "\n" in self.text
+        def is_so(told: Callable[[str], object]) -> _Flags:
+            of_kinds = np.array([bool(told(text)) for text in texts], dtype=np.bool_)
+            of_tokens: _Flags = of_kinds[places]
+            return of_tokens
 
-    @property
-    def blank(self) -> bool:
-        return not self.text.strip()
-
-    def parted_from(self, after: _Kind) -> bool:
-        """Whether a blank or a special token, which has no text, stands between the two."""
-        touching = (self.text[-1:], after.text[:1])
-        return any(not each or each.isspace() for each in touching)
+        newlines = np.array([text.count("\n") for text in texts], dtype=np.int64)
+        self.newlines: _Counts = newlines[places]
+        self.spaced, self.unspaced = is_so(_SPACED.search), is_so(_UNSPACED.search)
+        self.closes = is_so(_CLOSED.fullmatch)
+        self.blank = is_so(lambda text: not text.strip())
+        self.begins_blank = is_so(lambda text: not text or text[0].isspace())
+        self.ends_blank = is_so(lambda text: not text or text[-1].isspace())
 
 
-_AFTER_ALL = _Kind.of("\n")
+def _worth(reader: Reader, token_ids: Tensor) -> _Counts:
+    """How good it is to end a piece after each token, (n,): 0 is not at all."""
+    tokens = _Tokens(reader, token_ids)
+    line = tokens.newlines > 0
+    sentence = _ends_sentence(tokens)
+    whole_line = line & (sentence | _ends_paragraph(tokens))
+    if (sentence & ~line).sum() > _PROSE * (line & ~whole_line).sum():
+        return np.select([whole_line, sentence, line], [3, 2, 1])
+    return np.select([line, sentence], [2, 1])
 
 
-class _End(NamedTuple):
-    """What ends after a token."""
-
-    line: bool
-    sentence: bool
-    paragraph: bool
-
-    @property
-    def whole_line(self) -> bool:
-        return self.line and (self.sentence or self.paragraph)
-
-
-def _worth(reader: Reader, token_ids: Tensor) -> list[int]:
-    """How good it is to end a piece after each token: 0 is not at all."""
-    ends = _ends(reader, token_ids)
-    within_lines = sum(end.sentence and not end.line for end in ends)
-    within_sentences = sum(end.line and not end.whole_line for end in ends)
-    if within_lines > _PROSE * within_sentences:
-        return [3 * end.whole_line or 2 * end.sentence or int(end.line) for end in ends]
-    return [2 * end.line or int(end.sentence) for end in ends]
+def _ends_sentence(tokens: _Tokens) -> _Flags:
+    """After which tokens (n,) a sentence ends, with the marks that close it and blanks."""
+    goes_on = tokens.closes | tokens.blank
+    spaced = tokens.spaced[_latest(~goes_on | tokens.spaced)]
+    unspaced = tokens.unspaced[_latest(~goes_on | tokens.unspaced)]
+    parted = tokens.ends_blank | _next(tokens.begins_blank, at_end=True)
+    ends = spaced & parted | unspaced & ~_next(tokens.closes, at_end=False)
+    whole: _Flags = ends & ~_next(tokens.blank, at_end=False)
+    return whole
 
 
-def _ends(reader: Reader, token_ids: Tensor) -> list[_End]:
-    """What ends after each token."""
-    numbers, which = token_ids.unique(return_inverse=True)
-    every = [_Kind.of(text) for text in _texts(reader, numbers.tolist())]
-    kinds = [every[number] for number in which.tolist()]
-    ends, spaced, unspaced, breaks = [], False, False, 0
-    for kind, after in zip(kinds, [*kinds[1:], _AFTER_ALL], strict=True):
-        goes_on = kind.closes or kind.blank
-        spaced = kind.spaced or goes_on and spaced
-        unspaced = kind.unspaced or goes_on and unspaced
-        breaks = kind.text.count("\n") + (breaks if kind.blank else 0)
-        sentence = spaced and kind.parted_from(after) or unspaced and not after.closes
-        end = _End(
-            line=kind.line,
-            sentence=sentence and (not after.blank or after is _AFTER_ALL),
-            paragraph=kind.line and breaks > 1 and not after.line,
-        )
-        ends.append(end)
-    return ends
+def _ends_paragraph(tokens: _Tokens) -> _Flags:
+    """After which tokens (n,) an empty line ends."""
+    so_far = tokens.newlines.cumsum()
+    begins = _latest(~tokens.blank)
+    in_blanks = so_far - so_far[begins] + tokens.newlines[begins]
+    line = tokens.newlines > 0
+    return line & (in_blanks > 1) & ~_next(line, at_end=False)
+
+
+def _latest(marked: _Flags) -> _Counts:
+    """The latest marked place up to each one (n,), or the first place of all."""
+    return np.maximum.accumulate(np.where(marked, np.arange(len(marked)), 0))
+
+
+def _next(told: _Flags, *, at_end: bool) -> _Flags:
+    """What is told (n,) of the next token."""
+    return np.append(told[1:], at_end)[: len(told)]
 
 
 def _texts(reader: Reader, numbers: Sequence[int]) -> list[str]:
