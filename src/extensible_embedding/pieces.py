@@ -102,8 +102,7 @@ def _ends_sentence(tokens: _Tokens) -> _Flags:
     unspaced = tokens.unspaced[_latest(~goes_on | tokens.unspaced)]
     parted = tokens.ends_blank | _next(tokens.begins_blank, at_end=True)
     ends = spaced & parted | unspaced & ~_next(tokens.closes, at_end=False)
-    whole: _Flags = ends & ~_next(tokens.blank, at_end=False)
-    return whole
+    return ends & ~_next(tokens.blank, at_end=False)
 
 
 def _ends_paragraph(tokens: _Tokens) -> _Flags:
@@ -117,7 +116,8 @@ def _ends_paragraph(tokens: _Tokens) -> _Flags:
 
 def _latest(marked: _Flags) -> _Counts:
     """The latest marked place up to each one (n,), or the first place of all."""
-    return np.maximum.accumulate(np.where(marked, np.arange(len(marked)), 0))
+    places: _Counts = np.maximum.accumulate(np.where(marked, np.arange(len(marked)), 0))
+    return places
 
 
 def _next(told: _Flags, *, at_end: bool) -> _Flags:
