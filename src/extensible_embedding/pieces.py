@@ -107,7 +107,7 @@ def _ends_sentence(tokens: _Tokens) -> _Flags:
 
 def _ends_paragraph(tokens: _Tokens) -> _Flags:
     """After which tokens (n,) an empty line ends."""
-    so_far = tokens.newlines.cumsum()
+    so_far: _Counts = tokens.newlines.cumsum()
     begins = _latest(~tokens.blank)
     in_blanks = so_far - so_far[begins] + tokens.newlines[begins]
     line = tokens.newlines > 0
