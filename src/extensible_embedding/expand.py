@@ -72,6 +72,7 @@ class ByAttention(SpanRanker):
     def rank(
         self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
     ) -> list[int]:
+        """All of them, by the attention that each of their tokens gets."""
         prompt = question_prompt(reader, contexts, question)
         ks = prompt.each_k(choose_k(prompt, reader.window))
         tail = prompt.parts[-1]

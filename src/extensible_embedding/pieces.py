@@ -67,7 +67,7 @@ class _Tokens:
     """
 
     def __init__(self, reader: Reader, token_ids: Tensor) -> None:
-        numbers, which = token_ids.unique(return_inverse=True)
+        numbers, which = token_ids.cpu().unique(return_inverse=True)
         texts, places = _texts(reader, numbers.tolist()), which.numpy()
 
         def is_so(told: Callable[[str], object]) -> _Flags:

@@ -19,6 +19,10 @@ TRIAL_TOKENS = 64
 """Of the context's end that the ways of reading are tried on, as far as the window has places."""
 SWITCH_TOKENS = 32
 """Of the text that follows, after which another way may read on."""
+RECENT_SHARE = 5 / 6
+"""Of the room that is recent text where no spans are read: rows reach far in little of it."""
+FOLLOWING_SHARE = 1 / 3
+"""Of the room that is spans where they are read: it is the way of texts that repeat themselves."""
 HALF_LIFE_TOKENS = 128
 """After so many more tokens a loss counts half: texts change."""
 AHEAD_NATS = 4.0
@@ -124,9 +128,3 @@ class ExtensibleAdaptive(Extensible):
             trials=torch.stack([way.read(early, room).nll(end).cpu() for way in self._ways]),
             readings=tuple(way.read(passage, room) for way in self._ways),
         )
-
-
-RECENT_SHARE = 5 / 6
-"""Of the room that is recent text where no spans are read: rows reach far in little of it."""
-FOLLOWING_SHARE = 1 / 3
-"""Of the room that is spans where they are read: it is the way of texts that repeat themselves."""

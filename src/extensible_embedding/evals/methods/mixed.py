@@ -18,11 +18,11 @@ from .rows import Extensible
 class ExtensibleMixed(Extensible):
     """Extensible embeddings, with the best spans raw: rows, then spans, then recent tokens.
 
-    Spans are those that share most words with what is read after the context (BM25): about a third
-    of the room before a question. Where none follows, the end of the text asks, again and again as
-    it goes on (`FollowingReading`), half of the room is recent text and a sixth spans, since rows
-    tell more of a story than any passage of it. The rest is rows of the older text. With k="auto"
-    it is the smallest k at which all older text fits. What does not fit is left out, oldest first.
+    Spans are those that share most words with what is read after the context (BM25). Where no
+    question follows, the end of the text asks, again and again as it goes on (`FollowingReading`);
+    then `recent_share` of the room is recent text, and spans get less, since rows tell more of a
+    story than any passage of it. The rest is rows of the older text. With k="auto" it is the
+    smallest k at which all older text fits. What does not fit is left out, oldest first.
 
     Args:
         embedder: as of `Extensible`.
