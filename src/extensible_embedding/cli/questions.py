@@ -68,6 +68,18 @@ def qa(
             help="Rows that prompt and answer may take; by default the reader's own window.",
         ),
     ] = "",
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--context-tokens",
+            metavar="N",
+            help="Make every context about so long: a longer one is cut around what answers, a "
+            "shorter one filled with other documents (bAbI's with a book); what allows neither is "
+            "left out. By default contexts are as the tasks have them.",
+            callback=at_least(64, "--context-tokens"),
+            show_default=False,
+        ),
+    ] = None,
     num_examples: Annotated[
         int,
         typer.Option(
@@ -96,6 +108,7 @@ def qa(
         methods=parts(methods),
         scale_factors=parse_scale_factors(k, may_choose=True),
         windows=[positive("--windows", part) for part in parts(windows)] or [None],
+        context_tokens=context_tokens,
         num_examples=num_examples,
         seed=seed,
         budget_minutes=budget_minutes,
@@ -114,6 +127,7 @@ class Questions:
     methods: list[str]
     scale_factors: list[int]
     windows: Sequence[int | None]
+    context_tokens: int | None
     num_examples: int
     seed: int
     budget_minutes: float | None
@@ -155,6 +169,7 @@ def _answer(asked: Questions, models: Models) -> None:
             methods=asked.methods,
             scale_factors=asked.scale_factors,
             windows=asked.windows,
+            context_tokens=asked.context_tokens,
             num_examples=asked.num_examples,
             seed=asked.seed,
             journal=journal_of(asked.out),
@@ -169,6 +184,7 @@ def _answer(asked: Questions, models: Models) -> None:
             "methods": asked.methods,
             "scale_factors": asked.scale_factors or AUTO,
             "windows": asked.windows,
+            "context_tokens": asked.context_tokens,
             "num_examples": asked.num_examples,
             "budget_minutes": asked.budget_minutes,
             "seed": asked.seed,

@@ -8,10 +8,11 @@ task. It knows nothing of how a method reads and of how a score is made.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..prompt import message_frame, question_frame
 from ..reader import Reader
 from .journal import Journal, Key
 from .kinship import belongs_to_reader
+from .lengths import Lengthener
 from .methods import (
     METHODS,
     WITH_K,
@@ -64,6 +66,7 @@ def evaluate_qa(
     methods: Sequence[str] = ("none", "truncate", "extensible"),
     scale_factors: Sequence[int] = (),
     windows: Sequence[int | None] = (None,),
+    context_tokens: int | None = None,
     num_examples: int = 50,
     seed: int = 0,
     journal: Path | None = None,
@@ -78,6 +81,8 @@ def evaluate_qa(
         methods: names of `METHODS`.
         scale_factors: tokens per row; empty: the method chooses.
         windows: rows in all; None is the reader's own.
+        context_tokens: of every context, about: see `Lengthener`; None: contexts as the tasks
+            have them.
         num_examples: of each task, drawn at random.
         seed: of the draw and the resamples.
         journal: file that keeps every prediction before it is scored.
@@ -98,14 +103,18 @@ def evaluate_qa(
         "seed": seed,
     }
     run = _Run(embedder, settings, Journal(journal, belongs_to))
-    drawn = {task: _draw(task, num_examples, seed) for task in tasks}
+    drawn = {
+        task: _draw(embedder.reader, task, num_examples, context_tokens, seed) for task in tasks
+    }
     deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     with torch.inference_mode():
         run.predict(drawn, deadline, progress)
     return [
         record
         for task, examples in drawn.items()
-        for record in score_predictions(task, examples, settings, run.journal, seed)
+        for record in score_predictions(
+            task, examples, settings, run.journal, seed, context_tokens=context_tokens
+        )
     ]
 
 
@@ -121,22 +130,33 @@ def _settings(
     ]
 
 
-def _draw(task: Task, num_examples: int, seed: int) -> list[Example]:
+def _draw(
+    reader: Reader, task: Task, num_examples: int, context_tokens: int | None, seed: int
+) -> list[Example]:
     """Some of a task's examples, as many of each part as of any other where they allow it."""
+    if context_tokens is None:
+        return list(itertools.islice(_in_turn(task, list(task.examples()), seed), num_examples))
+    lengthener = Lengthener(reader, task, context_tokens, seed)
+    of_length = (lengthener.lengthen(each) for each in _in_turn(task, lengthener.examples, seed))
+    found = list(itertools.islice((each for each in of_length if each is not None), num_examples))
+    if not found:
+        raise InputError(
+            f"A context of {context_tokens:,} tokens must be cut around what answers, or filled, "
+            f"but no example of {task.name!r} allows it; give another --context-tokens, or none."
+        )
+    return found
+
+
+def _in_turn(task: Task, examples: Sequence[Example], seed: int) -> Iterator[Example]:
     parts: dict[str, list[Example]] = {}
-    for example in task.examples():
+    for example in examples:
         parts.setdefault(example.setting, []).append(example)
     rng = np.random.default_rng((seed, zlib.crc32(task.name.encode())))
     shuffled = [[each[place] for place in rng.permutation(len(each))] for each in parts.values()]
-    in_turn = [
-        each[place]
-        for place in range(max(map(len, shuffled), default=0))
-        for each in shuffled
-        if place < len(each)
-    ]
-    if not in_turn:
+    if not shuffled:
         raise InputError(f"A task has examples, but {task.name!r} has none; check its file.")
-    return in_turn[:num_examples]
+    for place in range(max(map(len, shuffled))):
+        yield from (each[place] for each in shuffled if place < len(each))
 
 
 class _Run:
@@ -216,6 +236,8 @@ def score_predictions(
     settings: Sequence[QaSetting],
     journal: Journal,
     seed: int,
+    *,
+    context_tokens: int | None = None,
 ) -> list[QaRecord]:
     """Records from the predictions in a journal; nothing is run."""
     parts = list(dict.fromkeys(example.setting for example in examples if example.setting))
@@ -224,7 +246,8 @@ def score_predictions(
         chosen = [example for example in examples if part in (ALL, example.setting)]
         for setting in settings:
             for scorer in task.scorers:
-                records.append(_record(task, part, chosen, setting, scorer, journal, seed))
+                record = _record(task, part, chosen, setting, scorer, journal, seed)
+                records.append(replace(record, context_tokens=context_tokens))
     return records
 
 

@@ -96,6 +96,8 @@ class QaRecord:
     high: float | None
     mean_rows: float | None
     """Rows of the prompts, on average."""
+    context_tokens: int | None = None
+    """Of every context, about; None where contexts are as the task has them."""
     note: str = ""
     """Why some or all examples have no prediction, if so."""
 

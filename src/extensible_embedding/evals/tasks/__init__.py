@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import InputError
 from .babi import Babi
-from .base import Example, ParquetTask, Task
+from .base import Example, Filler, ParquetTask, Task
 from .fairytaleqa import FairytaleQa
 from .longbench import LongBench
 from .needle import Needle, Passkey
@@ -17,7 +17,7 @@ from .retrieval import KeyValue, LongEvalLines, LongEvalTopics
 from .ruler import Ruler
 from .squad import CovidQa, Squad, Xquad
 
-__all__ = ["TASKS", "Example", "ParquetTask", "Task", "make_task"]
+__all__ = ["TASKS", "Example", "Filler", "ParquetTask", "Task", "make_task"]
 
 TASKS: Mapping[str, Callable[[Path], Task]] = {
     task.name: task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import ParquetTask
+from .base import Filler, ParquetTask
 
 
 class Babi(ParquetTask):
@@ -12,3 +12,4 @@ class Babi(ParquetTask):
     prompt = "Answer with one word. Question: {question}"
     max_new_tokens = 12
     scorers = ("contains_word", "exact_match")
+    filler = Filler.BOOK

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ class Example:
     """How the answer begins: the reader goes on from here."""
     classes: tuple[str, ...] = ()
     """What the answer is one of, if the task says so."""
+    evidence: str = ""
+    """The part of the context that answers, if the task says so; parts have blank lines between."""
+
+
+class Filler(Enum):
+    """What may stand around a document that is shorter than a context is to be."""
+
+    NOTHING = "nothing"
+    DOCUMENTS = "other documents of the task"
+    BOOK = "a book, with the document's lines between its paragraphs"
 
 
 class Task(ABC):
@@ -50,6 +61,14 @@ class Task(ABC):
     """The message is the example's `before`, the context and `text`, with nothing between."""
     chat = True
     """The message stands in the reader's chat template; without it, only with `own_words`."""
+    filler = Filler.NOTHING
+    """See `lengths`."""
+    asks_about_start = False
+    """The answer is how the context begins, so that a part of it begins there too."""
+
+    def documents(self) -> Iterator[Example]:
+        """Every example on its document alone, from which contexts of one length are made."""
+        return self.examples()
 
     @abstractmethod
     def examples(self) -> Iterator[Example]:
@@ -67,6 +86,8 @@ class Task(ABC):
 class ParquetTask(Task):
     """A task of a parquet file with columns context, question, answers (and id, doc_id, task).
 
+    A column gold_context, if there is one, is the part of the context that answers.
+
     Args:
         path: of the file.
     """
@@ -82,7 +103,7 @@ class ParquetTask(Task):
         Raises:
             InputError: the file cannot be read, or a column is missing.
         """
-        for row in read_rows(self.path, self.columns):
+        for row in read_rows(self.path, self.columns, optional=("gold_context",)):
             yield Example(
                 id=str(row["id"]),
                 group=str(row["doc_id"]),
@@ -90,6 +111,7 @@ class ParquetTask(Task):
                 question=text_of(row, "question", self.path),
                 answers=answers_of(row["answers"], self.path),
                 setting=str(row["task"] or ""),
+                evidence=str(row.get("gold_context") or ""),
             )
 
 
@@ -122,21 +144,25 @@ def answers_of(found: object, path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file, a batch at a time.
+def read_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file, a batch at a time, with optional columns where the file has them.
 
     Raises:
         InputError: the file cannot be read, or a column is missing.
     """
     try:
         file = pq.ParquetFile(path)
-        missing = set(columns) - set(file.schema_arrow.names)
+        names = file.schema_arrow.names
+        missing = set(columns) - set(names)
         if missing:
             raise InputError(
                 f"A task file has the columns {', '.join(columns)}, but {str(path)!r} lacks "
                 f"{', '.join(sorted(missing))}; rename or add them."
             )
-        for batch in file.iter_batches(batch_size=64, columns=list(columns)):
+        found = [*columns, *(name for name in optional if name in names)]
+        for batch in file.iter_batches(batch_size=64, columns=found):
             yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputError(

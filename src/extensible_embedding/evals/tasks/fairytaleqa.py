@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import ParquetTask
+from .base import Filler, ParquetTask
 
 
 class FairytaleQa(ParquetTask):
@@ -11,3 +11,4 @@ class FairytaleQa(ParquetTask):
     name = "fairytaleqa"
     prompt = "Answer in a few words. Question: {question}"
     scorers = ("rouge_l", "f1")
+    filler = Filler.DOCUMENTS

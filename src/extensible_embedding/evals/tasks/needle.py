@@ -7,6 +7,7 @@ number in place of its one fixed sentence, so that no model knows the answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ class Passkey(Task):
     scorers = ("contains",)
     sentence = "The pass key is {value}. Remember it. {value} is the pass key."
     question = "What is the pass key?"
+    document_length = 64_000
+    """Characters of those that contexts of one length are cut from."""
 
     def __init__(
         self,
@@ -51,26 +54,39 @@ class Passkey(Task):
         Raises:
             InputError: the file has no text.
         """
+        books = self._books()
+        for length in self.lengths:
+            for depth in self.depths:
+                for number in range(self.repeats):
+                    yield self._example(books, length, depth, number)
+
+    def documents(self) -> Iterator[Example]:
+        """Long ones with the sentence in the middle: its depth is then where they are cut."""
+        books = self._books()
+        for number in range(len(self.lengths) * len(self.depths) * self.repeats):
+            yield replace(self._example(books, self.document_length, 0.5, number), setting="")
+
+    def _example(self, books: Sequence[str], length: int, depth: float, number: int) -> Example:
+        rng = np.random.default_rng((self.seed, length, int(1000 * depth), number))
+        value, sentence, question = self._hide(rng)
+        return Example(
+            id=f"{length}-{depth}-{number}",
+            group=f"{length}-{depth}-{number}",
+            context=_insert(_haystack(books, length, rng), sentence, depth),
+            question=question,
+            answers=(value,),
+            setting=f"{length} characters, depth {depth}",
+            evidence=sentence,
+        )
+
+    def _books(self) -> list[str]:
         books = [row["text"] for row in read_rows(self.path, ["text"]) if row["text"]]
         if not books:
             raise InputError(
                 f"A haystack is made from books, but {str(self.path)!r} has none with text; give "
                 "another file."
             )
-        for length in self.lengths:
-            for depth in self.depths:
-                for number in range(self.repeats):
-                    rng = np.random.default_rng((self.seed, length, int(1000 * depth), number))
-                    value, sentence, question = self._hide(rng)
-                    context = _haystack(books, length, rng)
-                    yield Example(
-                        id=f"{length}-{depth}-{number}",
-                        group=f"{length}-{depth}-{number}",
-                        context=_insert(context, sentence, depth),
-                        question=question,
-                        answers=(value,),
-                        setting=f"{length} characters, depth {depth}",
-                    )
+        return books
 
     def _hide(self, rng: np.random.Generator) -> tuple[str, str, str]:
         """Answer, sentence to hide, question."""

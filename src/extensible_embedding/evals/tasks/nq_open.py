@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import Example, ParquetTask
+from .base import Example, Filler, ParquetTask
 
 
 class NqOpen(ParquetTask):
@@ -23,14 +23,19 @@ class NqOpen(ParquetTask):
     name = "nq-open"
     prompt = "Answer in a few words. Question: {question}"
     scorers = ("contains", "f1")
+    filler = Filler.DOCUMENTS
 
     def __init__(self, path: Path, num_passages: int = 20, seed: int = 0) -> None:
         super().__init__(path)
         self.num_passages, self.seed = num_passages, seed
 
+    def documents(self) -> Iterator[Example]:
+        """Every question with its passage alone."""
+        return super().examples()
+
     def examples(self) -> Iterator[Example]:
         """Every question with its passage among distractors that hold none of its answers."""
-        rows = list(super().examples())
+        rows = list(self.documents())
         for number, example in enumerate(rows):
             rng = np.random.default_rng((self.seed, number))
             passages = self._distractors(rows, example, rng)

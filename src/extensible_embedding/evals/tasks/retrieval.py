@@ -13,6 +13,7 @@ class LongEvalTopics(ParquetTask):
 
     name = "longeval-topics"
     scorers = ("contains",)
+    asks_about_start = True
 
 
 class LongEvalLines(ParquetTask):

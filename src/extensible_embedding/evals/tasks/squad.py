@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import ParquetTask
+from .base import Filler, ParquetTask
 
 
 class Squad(ParquetTask):
@@ -10,6 +10,7 @@ class Squad(ParquetTask):
 
     name = "squad2"
     prompt = "Answer in a few words taken from the text. Question: {question}"
+    filler = Filler.DOCUMENTS
 
 
 class Xquad(Squad):
