@@ -17,6 +17,7 @@ from extensible_embedding.expand import (
     Piece,
     SpanRanker,
     expanded_prompt,
+    tokens_of_spans,
 )
 from extensible_embedding.pieces import PIECE_TOKENS, cut
 from extensible_embedding.prompt import Prompt, choose_k, question_prompt
@@ -62,8 +63,15 @@ def test_the_budget_holds_and_all_is_read(
     assert prompt.num_rows(choose_k(prompt, room)) <= room
     spans = sum(map(len, prompt.spans))
     left = room - question_prompt(tiny_reader, [context], QUESTION).num_raw
-    assert spans <= (left / 3 if expand == "auto" else int(expand))
+    assert spans <= (tokens_of_spans(left) if expand == "auto" else int(expand))
     assert len(prompt.contexts) == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "most"), [(0, 0), (60, 50), (600, 500), (700, 512), (1536, 512), (3000, 1000)]
+)
+def test_spans_take_more_of_a_small_room(room: int, most: int) -> None:
+    assert tokens_of_spans(room) == most
 
 
 def test_a_k_that_is_given_is_kept(tiny_reader: Reader, context: Context) -> None:

@@ -250,7 +250,7 @@ class AnswerMixin:
             stream: return an `AnswerStream` at once.
             history: earlier (question, answer) turns on the same contexts.
             expand: the most tokens of the spans that matter to the question, read raw beside the
-                rows, or "auto": a third of the room.
+                rows, or "auto": a third of the room, more of a small one.
             ranker: says which spans matter, by default those that share words with the question.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments; greedy unless they say otherwise.

@@ -27,8 +27,9 @@ from .spans import rank_spans
 if TYPE_CHECKING:
     from .reader import Reader
 
-SHARE = 1 / 3
-"""Part of the room for contexts that spans take by themselves."""
+_SHARE = 1 / 3
+_LARGEST_SHARE = 5 / 6
+_ENOUGH_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ def expanded_prompt(
         contexts: as of `question_prompt`.
         question: as of `question_prompt`.
         k: at which the contexts are to be read.
-        expand: the most tokens of spans, or "auto": a third of the room; less where rows need
+        expand: the most tokens of spans, or "auto": `tokens_of_spans`; less where rows need
             more. Spans are pieces of a text (`pieces.cut`), so that a few tokens are left over;
             there is room for one piece unless the number is 0.
         room: rows of the whole prompt.
@@ -222,10 +223,19 @@ def best_spans(
     return _merged([pieces[number] for number in numbers], contexts)
 
 
+def tokens_of_spans(room: int) -> int:
+    """The most tokens that spans take by themselves of a room for contexts, in rows.
+
+    A third of it; of a small room more, since a few passages that hold the answer are worth more
+    than finer rows of all the rest: up to 512 tokens, as long as a sixth is left for rows.
+    """
+    return int(max(_SHARE * room, min(_LARGEST_SHARE * room, _ENOUGH_TOKENS)))
+
+
 def _most_tokens(expand: int | str, room: int) -> int:
     """Of all spans, as asked for."""
     if expand == AUTO:
-        return int(SHARE * room)
+        return tokens_of_spans(room)
     if isinstance(expand, bool) or not isinstance(expand, int) or expand < 0:
         raise InputError(
             f'Spans take a number of tokens, 0 or more, or "auto", but expand is {expand!r}; give '

@@ -6,9 +6,13 @@ knows nothing of tokens, rows and windows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import bm25s
+
+logging.getLogger("bm25s").setLevel(logging.NOTSET)
+"""It lets out every debug message by itself; what is shown is the application's business."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _UNSPACED += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"

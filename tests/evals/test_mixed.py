@@ -13,6 +13,7 @@ from extensible_embedding.evals.methods import Passage, Reading, make_method
 from extensible_embedding.evals.methods.base import EmbedsReading
 from extensible_embedding.evals.methods.following import FollowingReading
 from extensible_embedding.pieces import PIECE_TOKENS
+from extensible_embedding.prompt import BETWEEN_SPANS
 
 ROOM = 4 * PIECE_TOKENS
 
@@ -21,10 +22,12 @@ def ids(text: str) -> Tensor:
     return Reader(tiny_llama(), byte_tokenizer()).encode(text)
 
 
-def embeds(embedder: ExtensibleEmbedder, context: Tensor, tail: str, k: int | None) -> Tensor:
+def embeds(
+    embedder: ExtensibleEmbedder, context: Tensor, tail: str, k: int | None, room: int = ROOM
+) -> Tensor:
     passage = Passage(head=ids("H"), context=context, tail=ids(tail))
-    reading = make_method("extensible-mixed", embedder, k=k).read(passage, ROOM)
-    assert reading.num_rows <= ROOM
+    reading = make_method("extensible-mixed", embedder, k=k).read(passage, room)
+    assert reading.num_rows <= room
     return first(reading).embeds
 
 
@@ -45,8 +48,8 @@ def test_rows_then_the_span_that_was_asked_for(tiny_embedder: ExtensibleEmbedder
     filler = piece("rain fell upon every hill")
     context = torch.cat([filler, filler, needle, *[filler] * 7])
     tail = "magic number?"
-    found = embeds(tiny_embedder, context, tail, k=8)
-    raw = torch.cat([needle, ids(tail)])
+    found = embeds(tiny_embedder, context, tail, k=8, room=100)
+    raw = torch.cat([ids(BETWEEN_SPANS), needle, ids(tail)])
     assert torch.equal(found[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
     rows = len(found) - 1 - len(raw)
     chunk = tiny_embedder.config.chunk_tokens
@@ -94,6 +97,18 @@ def test_auto_takes_the_smallest_k_at_which_the_older_text_fits(
         return whole * num_rows(tiny_embedder.config.chunk_tokens, k) + num_rows(rest, k)
 
     assert reading.k == min(k for k in range(2, 17) if rows(k) <= room)
+
+
+def test_the_question_alone_asks_not_the_words_around_it(tiny_embedder: ExtensibleEmbedder) -> None:
+    needle, decoy = piece("my magic number was seven"), piece("answer in short words please")
+    context = torch.cat([piece("rain fell upon hills"), needle, decoy, piece("the sun shone")])
+    tail = ids("please answer in short words: the magic number?")
+    for question, best in {"": decoy, "the magic number?": needle}.items():
+        passage = Passage(head=ids("H"), context=context, tail=tail, question=question)
+        reading = make_method("retrieve", tiny_embedder).read(passage, 1 + 64 + len(tail))
+        assert isinstance(reading, EmbedsReading)
+        raw = tiny_embedder.reader.embed_tokens(best)
+        assert torch.equal(reading.embeds[1:65], raw)
 
 
 @pytest.mark.parametrize("room", [70, 100, 130, 200])

@@ -196,7 +196,12 @@ class _Run:
         if key in self.journal:
             return
         head, tail = _frame(self.reader, task, example)
-        passage = Passage(head=head, context=self.reader.encode(example.context), tail=tail)
+        passage = Passage(
+            head=head,
+            context=self.reader.encode(example.context),
+            tail=tail,
+            question=example.question,
+        )
         room = (setting.window or self.reader.window) - task.max_new_tokens
         try:
             reading = self.methods[setting].read(passage, room)

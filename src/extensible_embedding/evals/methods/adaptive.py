@@ -96,7 +96,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 8
+    version = 9
     reads_all = False
 
     def __init__(

@@ -34,6 +34,8 @@ class Passage:
     tail: Tensor
     num_next: int = 0
     """Tokens that are predicted after it, for which the window has places left."""
+    question: str = ""
+    """What the tail asks, without the words around it; empty: the whole tail asks."""
 
     @property
     def num_frame(self) -> int:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ...embedder import ExtensibleEmbedder
+from ...expand import tokens_of_spans
 from ...pieces import PIECE_TOKENS
+from ...prompt import BETWEEN_SPANS
 from .base import EmbedsReading, Passage, Reading, raw_reading, room_for_context
 from .following import FollowingReading
 from .retrieve import asked_for
@@ -18,11 +20,12 @@ from .rows import Extensible
 class ExtensibleMixed(Extensible):
     """Extensible embeddings, with the best spans raw: rows, then spans, then recent tokens.
 
-    Spans are those that share most words with what is read after the context (BM25). Where no
-    question follows, the end of the text asks, again and again as it goes on (`FollowingReading`);
-    then `recent_share` of the room is recent text, and spans get less, since rows tell more of a
-    story than any passage of it. The rest is rows of the older text. With k="auto" it is the
-    smallest k at which all older text fits. What does not fit is left out, oldest first.
+    Spans are those that share most words with the question (BM25), as many as `expand="auto"` takes
+    and parted as there. Where no question follows, the end of the text asks, again and again as it
+    goes on (`FollowingReading`); then `recent_share` of the room is recent text, and spans get
+    less, since rows tell more of a story than any passage of it. The rest is rows of the older
+    text. With k="auto" it is the smallest k at which all older text fits. What does not fit is
+    left out, oldest first.
 
     Args:
         embedder: as of `Extensible`.
@@ -32,10 +35,8 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 7
+    version = 8
     reads_all = False
-    asked_share = 1 / 3
-    """Part of the room for the context that is spans read raw, where a question asks for them."""
 
     def __init__(
         self,
@@ -55,9 +56,7 @@ class ExtensibleMixed(Extensible):
             return raw_reading(self.reader, passage, context)
         recent = int(self.recent_of(passage) * left)
         split = len(context) - recent
-        share = self.asked_share if len(passage.tail) else self.following_share
-        pieces = min(round(share * left / PIECE_TOKENS), (left - recent) // PIECE_TOKENS)
-        spans_room = pieces * PIECE_TOKENS
+        spans_room = self._spans_room(passage, left, left - recent)
         left -= recent + spans_room
         k = self.k or self._smallest_k(split, left)
         rows = self._fitting_rows(passage, split, k, left)  # once: they stay as spans change
@@ -69,4 +68,12 @@ class ExtensibleMixed(Extensible):
             return FollowingReading(
                 reader=self.reader, context=context, split=split, room=spans_room, prompt=prompt
             )
-        return prompt(asked_for(self.reader, passage, spans_room), context[:0])
+        spans = asked_for(self.reader, passage, spans_room, BETWEEN_SPANS)
+        return prompt(spans, context[:0])
+
+    def _spans_room(self, passage: Passage, room: int, most: int) -> int:
+        """Tokens of spans in a room for the context."""
+        if len(passage.tail):
+            return tokens_of_spans(room)
+        pieces = min(round(self.following_share * room / PIECE_TOKENS), most // PIECE_TOKENS)
+        return pieces * PIECE_TOKENS

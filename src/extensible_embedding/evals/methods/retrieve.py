@@ -22,12 +22,13 @@ from .following import FollowingReading
 class Retrieve(SelectionMethod):
     """BM25 over pieces of the context, read raw in their order.
 
-    The tail asks. Where a task has no tail (language modelling), half of the room is recent text,
-    and its end asks for the rest, again and again as the text goes on (`FollowingReading`).
+    The question asks, or the whole tail where nobody says what of it is the question. Where a task
+    has no tail (language modelling), half of the room is recent text, and its end asks for the
+    rest, again and again as the text goes on (`FollowingReading`).
     """
 
     name = "retrieve"
-    version = 5
+    version = 6
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, pieces, tail; or head, pieces, recent text."""
@@ -52,14 +53,26 @@ class Retrieve(SelectionMethod):
         return asked_for(self.reader, passage, room)
 
 
-def asked_for(reader: Reader, passage: Passage, room: int) -> Tensor:
-    """Ids of the pieces that share most words with the tail, in the order of the text.
+def asked_for(reader: Reader, passage: Passage, room: int, before_each: str = "") -> Tensor:
+    """Ids of the pieces that share most words with the question, in the order of the text.
 
     Where none fits, it is the beginning of the best one.
+
+    Args:
+        reader: with the tokenizer.
+        passage: what is asked, and of which context.
+        room: tokens at most.
+        before_each: is read before pieces that do not follow one another.
     """
+    before = reader.encode(before_each)
     pieces = [passage.context[start:end] for start, end in cut(reader, passage.context)]
-    ranked = rank_spans([reader.decode(each) for each in pieces], reader.decode(passage.tail))
-    numbers = best_fitting(ranked, [len(each) for each in pieces], room)
+    asked = passage.question or reader.decode(passage.tail)
+    ranked = rank_spans([reader.decode(each) for each in pieces], asked)
+    numbers = best_fitting(ranked, [len(each) + len(before) for each in pieces], room)
     if not numbers:
-        return pieces[ranked[0]][:room]
-    return torch.cat([pieces[number] for number in numbers])
+        return torch.cat([before, pieces[ranked[0]]])[:room]
+    parts = []
+    for number in numbers:
+        follows = number - 1 in numbers
+        parts += [pieces[number]] if follows else [before, pieces[number]]
+    return torch.cat(parts)
