@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
 import torch
 from conftest import make_embedder
+from torch import Tensor
 
-from extensible_embedding import Context, ExtensibleEmbedder, Reader
+from extensible_embedding import Context, ExtensibleEmbedder, Reader, expand
 from extensible_embedding.errors import InputError, MissingExtraError, WindowError
 from extensible_embedding.expand import (
     ByAttention,
@@ -21,6 +23,7 @@ from extensible_embedding.expand import (
 )
 from extensible_embedding.pieces import PIECE_TOKENS, cut
 from extensible_embedding.prompt import Prompt, choose_k, question_prompt
+from extensible_embedding.spans import SpanIndex
 
 FILLER = "Nothing at all is told in this long and idle sentence about the weather. "
 NEEDLE = "The zebra hides behind the violet door. "
@@ -35,6 +38,11 @@ def embedder(tiny_reader: Reader) -> ExtensibleEmbedder:
 @pytest.fixture
 def context(embedder: ExtensibleEmbedder) -> Context:
     return embedder.compress(FILLER * 12 + NEEDLE + FILLER * 12, k=4)
+
+
+def piece(reader: Reader, token_ids: Tensor, start: int, end: int) -> Piece:
+    ids = token_ids[start:end]
+    return Piece(context=0, start=start, end=end, reader=reader, token_ids=ids)
 
 
 class InOrder(SpanRanker):
@@ -72,6 +80,40 @@ def test_the_budget_holds_and_all_is_read(
 )
 def test_spans_take_more_of_a_small_room(room: int, most: int) -> None:
     assert tokens_of_spans(room) == most
+
+
+def test_words_that_are_kept_rank_alike_and_the_oldest_go(
+    tiny_reader: Reader, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Counted(SpanIndex):
+        def __init__(self, texts: Sequence[str]) -> None:
+            made.append(len(texts))
+            super().__init__(texts)
+
+    monkeypatch.setattr(expand, "SpanIndex", Counted)
+    texts = [FILLER * n + NEEDLE + FILLER * n for n in (8, 9, 10)]
+    contexts = [embedder.compress(text, k=4) for text in texts]
+    two = contexts[1].num_tokens + contexts[2].num_tokens
+    keeping = ByWords(kept_tokens=two)
+
+    def spans(context: Context, question: str, ranker: SpanRanker) -> list[tuple[int, int]]:
+        prompt = expanded_prompt(
+            tiny_reader, [context], question, expand=128, room=700, ranker=ranker
+        )
+        return [(span.start, span.end) for span in prompt.spans]
+
+    questions = [QUESTION, "How is the weather?"]
+    for context in (*contexts, *contexts[1:]):
+        for question in questions:
+            found = spans(dataclasses.replace(context), question, keeping)
+            kept = len(made)
+            assert found == spans(context, question, ByWords())
+            del made[kept:]
+    assert len(made) == 3  # one for each text, none for the second questions
+    spans(contexts[0], QUESTION, keeping)
+    assert len(made) == 4  # it was the oldest
 
 
 def test_a_k_that_is_given_is_kept(tiny_reader: Reader, context: Context) -> None:
@@ -195,7 +237,7 @@ def test_attention_ranks_pieces_by_what_their_rows_get(
     tiny_reader: Reader, context: Context
 ) -> None:
     pieces = [
-        Piece(context=0, start=start, end=start + PIECE_TOKENS, text="")
+        piece(tiny_reader, context.token_ids, start, start + PIECE_TOKENS)
         for start in range(0, context.num_tokens, PIECE_TOKENS)
     ]
     ranked = ByAttention().rank(tiny_reader, [context], pieces, QUESTION)
@@ -216,7 +258,7 @@ def test_attention_prefers_no_piece_for_its_length(
 
     monkeypatch.setattr("extensible_embedding.expand.attention_to_rows", equal)
     pieces = [
-        Piece(context=0, start=start, end=end, text="")
+        piece(tiny_reader, context.token_ids, start, end)
         for start, end in cut(tiny_reader, context.token_ids)
     ]
     assert len({piece.end - piece.start for piece in pieces}) > 1
@@ -253,7 +295,8 @@ def test_an_embedding_model_ranks_by_nearness(
 
     stand_in = type("Module", (), {"SentenceTransformer": SentenceTransformer})
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", stand_in)
-    pieces = [Piece(context=0, start=0, end=1, text=each) for each in ("xx", "zv", "v")]
+    texts = [tiny_reader.encode(each) for each in ("xx", "zv", "v")]
+    pieces = [piece(tiny_reader, ids, 0, len(ids)) for ids in texts]
     ranked = ByEmbedding("letters").rank(tiny_reader, [context], pieces, "zzvv")
     assert ranked == [1, 2, 0]
 

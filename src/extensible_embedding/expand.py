@@ -9,20 +9,24 @@ numbers; raw spans have them as they are.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .attend import attention_to_rows
 from .context import Context
 from .errors import InputError, MissingExtraError
 from .pieces import PIECE_TOKENS, best_fitting, cut
 from .prompt import AUTO, BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
-from .spans import rank_spans
+from .spans import SpanIndex
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -42,7 +46,15 @@ class Piece:
     """First token."""
     end: int
     """Token after the last."""
-    text: str
+    reader: Reader = field(repr=False, compare=False)
+    """With the tokenizer."""
+    token_ids: Tensor = field(repr=False, compare=False)
+    """Of the piece, (end - start,)."""
+
+    @property
+    def text(self) -> str:
+        """Made when it is asked for."""
+        return self.reader.decode(self.token_ids)
 
 
 class SpanRanker(ABC):
@@ -56,12 +68,45 @@ class SpanRanker(ABC):
 
 
 class ByWords(SpanRanker):
-    """Pieces that share most and rarest words with the question (BM25)."""
+    """Pieces that share most and rarest words with the question (BM25).
+
+    Args:
+        kept_tokens: of the contexts whose words are kept, so that the next question on the same
+            ones costs little; those asked about longest ago go first. 0 keeps none. A kept token
+            takes about ten bytes. For several threads.
+    """
+
+    def __init__(self, kept_tokens: int = 0) -> None:
+        self.kept_tokens = kept_tokens
+        self._kept: OrderedDict[bytes, tuple[int, SpanIndex]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def rank(
         self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
     ) -> list[int]:
-        return rank_spans([piece.text for piece in pieces], question)
+        key = _digest(pieces)
+        with self._lock:
+            _, index = self._kept.get(key, (0, None))
+            if index is not None:
+                self._kept.move_to_end(key)
+        if index is None:
+            index = SpanIndex([piece.text for piece in pieces])
+            self._keep(key, sum(piece.end - piece.start for piece in pieces), index)
+        return index.rank(question)
+
+    def _keep(self, key: bytes, num_tokens: int, index: SpanIndex) -> None:
+        with self._lock:
+            self._kept[key] = num_tokens, index
+            while sum(tokens for tokens, _ in self._kept.values()) > self.kept_tokens:
+                self._kept.popitem(last=False)
+
+
+def _digest(pieces: Sequence[Piece]) -> bytes:
+    """Of their tokens and where each ends."""
+    found = hashlib.sha256(repr([piece.end - piece.start for piece in pieces]).encode())
+    for piece in pieces:
+        found.update(piece.token_ids.cpu().numpy().tobytes())
+    return found.digest()
 
 
 class ByAttention(SpanRanker):
@@ -247,7 +292,11 @@ def _most_tokens(expand: int | str, room: int) -> int:
 def _pieces(reader: Reader, number: int, context: Context) -> list[Piece]:
     return [
         Piece(
-            context=number, start=start, end=end, text=reader.decode(context.token_ids[start:end])
+            context=number,
+            start=start,
+            end=end,
+            reader=reader,
+            token_ids=context.token_ids[start:end],
         )
         for start, end in cut(reader, context.token_ids)
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ _CLOSED = re.compile(rf"{_CLOSERS}+\s*")
 _SPACED = re.compile(rf"[.!?;\u2026\u061f\u0964]{_CLOSERS}*\s*$")
 _UNSPACED = re.compile(rf"[\u3002\uff01\uff1f\uff61]{_CLOSERS}*\s*$")
 """Of scripts that set no blank after the end of a sentence."""
+_KNOWN: WeakKeyDictionary[Reader, dict[int, str]] = WeakKeyDictionary()
+"""What tokens add to a text, of those that a reader has met."""
 _PROSE = 1 / 5
 """Of sentences that end within lines to lines that end within sentences: in code it is less."""
 
@@ -127,9 +130,13 @@ def _next(told: _Flags, *, at_end: bool) -> _Flags:
 
 def _texts(reader: Reader, numbers: Sequence[int]) -> list[str]:
     """What each token adds to a text; some tokenizers drop the blank that a text begins with."""
+    known = _KNOWN.setdefault(reader, {})
     before = reader.encode("a").tolist()
     length = len(reader.decode(before))
-    return [reader.decode([*before, number])[length:] for number in numbers]
+    for number in numbers:
+        if number not in known:
+            known[number] = reader.decode([*before, number])[length:]
+    return [known[number] for number in numbers]
 
 
 def best_fitting(

@@ -20,7 +20,7 @@ from ..answer import Plan
 from ..context import Context
 from ..embedder import EmbedderConfig
 from ..errors import WindowError
-from ..expand import best_spans
+from ..expand import SpanRanker, best_spans
 from ..prompt import (
     Part,
     Prompt,
@@ -105,6 +105,7 @@ class Planner:
         fingerprint: of that embedder.
         settings: at which k they are made, and what requests do not say.
         made: contexts that were made lately, shared with other planners; by default its own.
+        ranker: says which spans matter, and may be shared likewise; by default `ByWords`.
     """
 
     def __init__(
@@ -114,10 +115,12 @@ class Planner:
         fingerprint: str,
         settings: ServeSettings,
         made: Made | None = None,
+        ranker: SpanRanker | None = None,
     ) -> None:
         self.reader, self.config, self.settings = reader, config, settings
         self._fingerprint = fingerprint
         self._made = Made(settings.cache_bytes) if made is None else made
+        self._ranker = ranker
 
     def chat(self, request: ChatRequest, contexts: Sequence[Context]) -> Draft:
         """Plans an answer to messages.
@@ -192,7 +195,14 @@ class Planner:
             return ()
         k = request.extensible.k
         return best_spans(
-            self.reader, prompt.contexts, question, prompt, k=k, expand=expand, room=room
+            self.reader,
+            prompt.contexts,
+            question,
+            prompt,
+            k=k,
+            expand=expand,
+            room=room,
+            ranker=self._ranker,
         )
 
     def _planned(

@@ -18,6 +18,7 @@ from ..cite import Citation, citations
 from ..context import Context
 from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, StorageError
+from ..expand import ByWords
 from ..reader import Reader
 from ..store.store import ContextStore
 from .chat import Draft, Planner, Ready
@@ -84,9 +85,9 @@ class Service:
         self.embedding = Worker("embedder", self.settings.max_queued)
         self.parsing = Parsing(self.settings)
         self.library = Library(store, embedder, self.settings, self.looking, self.embedding)
-        made = Made(self.settings.cache_bytes)
+        made, ranker = Made(self.settings.cache_bytes), ByWords(self.settings.index_tokens)
         short, long = (
-            Planner(each, embedder.config, embedder.fingerprint, self.settings, made)
+            Planner(each, embedder.config, embedder.fingerprint, self.settings, made, ranker)
             for each in (self.reader, _with_own_tokenizer(reader))
         )
         self._lanes = ((self.reading, short), (self.reading_long, long))

@@ -71,6 +71,8 @@ class ServeSettings:
     """For requests that run when the server is stopped."""
     cache_bytes: int = 256 * MIB
     """Of rows of long messages, which clients send again with every turn."""
+    index_tokens: int = 4 << 20
+    """Of contexts whose words are kept, for spans of the next question; see `expand.ByWords`."""
     limits: Limits = field(default_factory=Limits)
     """Of keys that have none of their own."""
 
