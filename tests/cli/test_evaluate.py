@@ -144,6 +144,7 @@ def test_eval_qa_takes_published_files(run: Run, text: str, tmp_path: Path) -> N
     assert [(record["task"], record["scorer"]) for record in records] == [
         ("longbench-qasper", "longbench_f1"),
         ("ruler-niah_single_1-512", "ruler_all"),
+        ("mean", "main"),
     ]
 
 

@@ -12,8 +12,8 @@ import pytest
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import InputError, MissingExtraError
 from extensible_embedding.evals import qa, scorers
-from extensible_embedding.evals.journal import Journal
-from extensible_embedding.evals.qa import QaSetting, evaluate_qa, score_predictions
+from extensible_embedding.evals.qa import evaluate_qa
+from extensible_embedding.evals.qa_scoring import QaSetting, score_answers
 from extensible_embedding.evals.tasks import make_task
 from extensible_embedding.evals.tasks.longbench import _settings
 from extensible_embedding.evals.tasks.ruler import KINDS
@@ -256,13 +256,17 @@ def test_they_are_answered_and_scored(tiny_embedder: ExtensibleEmbedder, tmp_pat
     assert found == [
         ("longbench-hotpotqa", "all", "longbench_f1", 2),
         ("ruler-fwe_1-4096", "all", "ruler_all", 2),
+        ("mean", "all", "main", 4),
     ]
 
 
 def test_predictions_are_scored_as_the_task_says(tmp_path: Path) -> None:
     rows = longbench_rows("trec", all_classes=["Food", "City"], answers=["Food"])
     task = make_task("longbench", lines(tmp_path / "a.jsonl", rows))
-    examples, setting, journal = list(task.examples()), QaSetting("raw", 0, None), Journal(None, {})
-    for example, said in zip(examples, ("Food\nCity", "City"), strict=True):
-        journal.put(qa._key(task, example, setting), {"prediction": said, "k": 1, "rows": 9})
-    assert score_predictions(task, examples, [setting], journal, 0)[0].score == 0.5
+    examples, said = list(task.examples()), iter(("Food\nCity", "City"))
+    records = score_answers(
+        {task: examples},
+        [QaSetting("raw", 0, None)],
+        lambda *_: {"prediction": next(said), "rows": 9},
+    )
+    assert records[0].score == 0.5

@@ -14,7 +14,8 @@ from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals import scorers
 from extensible_embedding.evals.methods.plain import Truncate
-from extensible_embedding.evals.qa import ALL, evaluate_qa
+from extensible_embedding.evals.qa import evaluate_qa
+from extensible_embedding.evals.qa_scoring import ALL
 from extensible_embedding.evals.records import QaRecord, write_records
 from extensible_embedding.evals.tasks import TASKS, ParquetTask, make_task
 
@@ -88,8 +89,15 @@ def test_answers_of_a_method_that_read_otherwise_are_given_anew(
     assert methods == ["truncate"] * 6 + ["truncate/2"] * 6
 
 
-def test_what_does_not_fit_says_why(evaluate: Callable[..., list[QaRecord]]) -> None:
-    record = find(evaluate(methods=["raw"]), part=ALL)[0]
+def test_what_does_not_fit_says_why(
+    tiny_embedder: ExtensibleEmbedder, questions: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(questions)
+    long = pa.array(["Words upon words. " * tiny_embedder.reader.window] * len(table))
+    place = table.column_names.index("context")
+    pq.write_table(table.set_column(place, "context", long), tmp_path / "long.parquet")
+    task = make_task("squad2", tmp_path / "long.parquet")
+    record = find(evaluate_qa(tiny_embedder, [task], methods=["raw"]), part=ALL)[0]
     assert record.score is None
     assert record.num_examples == 0
     assert "Raw context must fit in" in record.note
@@ -217,3 +225,10 @@ def test_a_window_beyond_the_readers_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="at most the reader's window of 512 rows, but .* 600"):
         evaluate_qa(tiny_embedder, [make_task("squad2", questions)], windows=[None, 600])
+
+
+def test_raw_has_the_readers_own_window(evaluate: Callable[..., list[QaRecord]]) -> None:
+    records = evaluate(methods=["raw", "truncate"])
+    (raw,) = find(records, method="raw", part=ALL, scorer="f1")
+    assert (raw.window, raw.num_examples) == (None, 6)
+    assert raw.versus_truncate == 0

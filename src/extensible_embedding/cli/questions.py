@@ -46,7 +46,8 @@ def qa(
         typer.Option(
             "--methods",
             metavar="NAME,...",
-            help="How the document is read: `none` not at all, `raw` whole where it fits, "
+            help="How the document is read: `none` not at all, `raw` whole in the reader's own "
+            "window, "
             "`truncate` its most recent tokens, `streaming-llm` with the first ones, `retrieve` "
             "the pieces that BM25 finds, `llmlingua` and `llmlingua-2` the words that tell most, "
             "`kvpress-snapkv`, `kvpress-streaming-llm` and `kvpress-knorm` a compressed cache, "
@@ -65,7 +66,8 @@ def qa(
         typer.Option(
             "--windows",
             metavar="N,...",
-            help="Rows that prompt and answer may take; by default the reader's own window.",
+            help="Rows that prompt and answer may take, but for `raw`; by default the reader's own "
+            "window.",
         ),
     ] = "",
     context_tokens: Annotated[
@@ -194,12 +196,16 @@ def _answer(asked: Questions, models: Models) -> None:
 
 
 def scores_table(records: Sequence[QaRecord]) -> Table:
-    """Mean score of each record; in brackets the 95 percent interval."""
+    """Mean score of each record, and how much more it is than with the most recent tokens.
+
+    In brackets the 95 percent interval.
+    """
     from ..evals.methods import WITH_K
 
-    table = plain_table(["task", "part", "method", "score of"], ["k", "window", "n", "mean"])
+    table = plain_table(
+        ["task", "part", "method", "score of"], ["k", "window", "n", "mean", "to truncate"]
+    )
     for record in records:
-        interval = "" if record.low is None else f" [{record.low:.2f}, {record.high:.2f}]"
         table.add_row(
             record.task,
             record.part,
@@ -208,6 +214,13 @@ def scores_table(records: Sequence[QaRecord]) -> Table:
             str(record.k or "auto") if record.method in WITH_K else "-",
             f"{record.window:,}" if record.window else "-",
             str(record.num_examples),
-            "-" if record.score is None else f"{record.score:.3f}{interval}",
+            _bounded(record.score, record.low, record.high),
+            _bounded(record.versus_truncate, record.versus_low, record.versus_high, "+"),
         )
     return table
+
+
+def _bounded(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return f"{value:{sign}.3f}" + ("" if low is None else f" [{low:{sign}.2f}, {high:{sign}.2f}]")

@@ -12,12 +12,11 @@ import itertools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..embedder import ExtensibleEmbedder
@@ -37,26 +36,13 @@ from .methods import (
     check_windows,
     make_method,
 )
+from .qa_scoring import QaSetting, score_answers
 from .records import QaRecord
-from .scoring import RESAMPLES
 from .tasks import Example, Task
 
-ALL = "all"
-"""Part of a record that covers the whole task."""
-
+RAW = "raw"
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
-
-
-@dataclass(frozen=True)
-class QaSetting:
-    """One way to read the documents."""
-
-    method: str
-    k: int
-    """Tokens per row; 0 where the method chooses."""
-    window: int | None
-    """Rows in all; None: the reader's own."""
 
 
 def evaluate_qa(
@@ -80,7 +66,8 @@ def evaluate_qa(
         tasks: what is asked.
         methods: names of `METHODS`.
         scale_factors: tokens per row; empty: the method chooses.
-        windows: rows in all; None is the reader's own.
+        windows: rows in all; None is the reader's own, which `raw` always has: it is what the
+            others are to come near.
         context_tokens: of every context, about: see `Lengthener`; None: contexts as the tasks
             have them.
         num_examples: of each task, drawn at random.
@@ -90,7 +77,7 @@ def evaluate_qa(
         progress: called after every answer.
 
     Returns:
-        Records: for each task its parts, then the whole.
+        Records: for each task its parts, then the whole; at last the mean over tasks.
 
     Raises:
         InputError: an argument or a file is not usable.
@@ -109,25 +96,20 @@ def evaluate_qa(
     deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     with torch.inference_mode():
         run.predict(drawn, deadline, progress)
-    return [
-        record
-        for task, examples in drawn.items()
-        for record in score_predictions(
-            task, examples, settings, run.journal, seed, context_tokens=context_tokens
-        )
-    ]
+    return score_answers(drawn, settings, run.answer, context_tokens=context_tokens, seed=seed)
 
 
 def _settings(
     methods: Sequence[str], scale_factors: Sequence[int], windows: Sequence[int | None]
 ) -> list[QaSetting]:
     check_methods(methods)
-    return [
-        QaSetting(method, k, window)
+    settings = [
+        QaSetting(method, k, None if method == RAW else window)
         for window in windows
         for method in methods
         for k in ((scale_factors or [0]) if method in WITH_K else [0])
     ]
+    return list(dict.fromkeys(settings))
 
 
 def _draw(
@@ -191,6 +173,11 @@ class _Run:
                     if progress is not None:
                         progress(done, total)
 
+    def answer(self, task: Task, example: Example, setting: QaSetting) -> dict[str, Any] | None:
+        """What the journal has."""
+        found: dict[str, Any] | None = self.journal.get(_key(task, example, setting))
+        return found
+
     def _answer(self, task: Task, example: Example, setting: QaSetting) -> None:
         key = _key(task, example, setting)
         if key in self.journal:
@@ -233,70 +220,3 @@ def _key(task: Task, example: Example, setting: QaSetting) -> Key:
         setting.k,
         setting.window or 0,
     )
-
-
-def score_predictions(
-    task: Task,
-    examples: Sequence[Example],
-    settings: Sequence[QaSetting],
-    journal: Journal,
-    seed: int,
-    *,
-    context_tokens: int | None = None,
-) -> list[QaRecord]:
-    """Records from the predictions in a journal; nothing is run."""
-    parts = list(dict.fromkeys(example.setting for example in examples if example.setting))
-    records = []
-    for part in [*(parts if len(parts) > 1 else []), ALL]:
-        chosen = [example for example in examples if part in (ALL, example.setting)]
-        for setting in settings:
-            for scorer in task.scorers:
-                record = _record(task, part, chosen, setting, scorer, journal, seed)
-                records.append(replace(record, context_tokens=context_tokens))
-    return records
-
-
-def _record(
-    task: Task,
-    part: str,
-    examples: Sequence[Example],
-    setting: QaSetting,
-    scorer: str,
-    journal: Journal,
-    seed: int,
-) -> QaRecord:
-    keys = [(example, _key(task, example, setting)) for example in examples]
-    found = [(example, journal[key]) for example, key in keys if key in journal]
-    answered = [(example, value) for example, value in found if "prediction" in value]
-    scores = np.array([task.score(scorer, v["prediction"], e) for e, v in answered])
-    low, high = _interval(scores, [example.group for example, _ in answered], seed)
-    return QaRecord(
-        task=task.name,
-        version=task.version,
-        part=part,
-        method=setting.method,
-        k=setting.k,
-        window=setting.window,
-        scorer=scorer,
-        num_examples=len(answered),
-        score=float(scores.mean()) if len(scores) else None,
-        low=low,
-        high=high,
-        mean_rows=float(np.mean([value["rows"] for _, value in answered])) if answered else None,
-        note=next((value["note"] for _, value in found if "note" in value), ""),
-    )
-
-
-def _interval(
-    scores: NDArray[np.float64], groups: Sequence[str], seed: int
-) -> tuple[float | None, float | None]:
-    """Bootstrap over groups: documents are drawn, with all of their questions."""
-    names, members = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        return None, None
-    sums = np.bincount(members, weights=scores)
-    counts = np.bincount(members)
-    picks = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
-    means = sums[picks].sum(1) / counts[picks].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

@@ -81,6 +81,7 @@ class QaRecord:
     """Mean score of one part of a task; intervals are bootstrap over documents, 95 percent."""
 
     task: str
+    """Or "mean": the unweighted mean of the main scores of all tasks."""
     version: int
     part: str
     """Such as a length, or "all"."""
@@ -96,6 +97,10 @@ class QaRecord:
     high: float | None
     mean_rows: float | None
     """Rows of the prompts, on average."""
+    versus_truncate: float | None = None
+    """Score minus that of the most recent tokens on the same questions; None without them."""
+    versus_low: float | None = None
+    versus_high: float | None = None
     context_tokens: int | None = None
     """Of every context, about; None where contexts are as the task has them."""
     note: str = ""

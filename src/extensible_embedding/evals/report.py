@@ -21,6 +21,8 @@ from .records import read_records
 
 _LM = ("domain", "method", "k", "context_tokens", "window", "num_targets", "perplexity")
 _QA = ("task", "part", "method", "k", "window", "scorer", "num_examples")
+_NO_VERSUS = dict.fromkeys(("versus_truncate", "versus_low", "versus_high"))
+"""Of records that were made before there was such a comparison."""
 _COST = ("method", "mode", "k", "context_tokens", "window", "num_repeats", "rows")
 _COST_NUMBERS = (
     "flop_bound",
@@ -139,9 +141,16 @@ def _lm_table(rows: Sequence[Row]) -> dict[str, Any]:
 def _qa_table(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "title": "Questions",
-        "names": [*_QA, "score", "note"],
+        "names": [*_QA, "context", "score", "versus truncate", "note"],
         "rows": [
-            [*_cells(row, _QA), _interval(row, "score", "low", "high"), row["note"]] for row in rows
+            [
+                *_cells(row, _QA),
+                _cell(row.get("context_tokens")),
+                _interval(row, "score", "low", "high"),
+                _interval({**_NO_VERSUS, **row}, *_NO_VERSUS),
+                row["note"],
+            ]
+            for row in rows
         ],
     }
 
