@@ -95,8 +95,7 @@ def test_words_that_are_kept_rank_alike_and_the_oldest_go(
     monkeypatch.setattr(expand, "SpanIndex", Counted)
     texts = [FILLER * n + NEEDLE + FILLER * n for n in (8, 9, 10)]
     contexts = [embedder.compress(text, k=4) for text in texts]
-    two = contexts[1].num_tokens + contexts[2].num_tokens
-    keeping = ByWords(kept_tokens=two)
+    keeping = ByWords(kept_bytes=1 << 20)
 
     def spans(context: Context, question: str, ranker: SpanRanker) -> list[tuple[int, int]]:
         prompt = expanded_prompt(
@@ -112,6 +111,10 @@ def test_words_that_are_kept_rank_alike_and_the_oldest_go(
             assert found == spans(context, question, ByWords())
             del made[kept:]
     assert len(made) == 3  # one for each text, none for the second questions
+    keeping.kept_bytes = keeping._bytes - 1
+    ranked = keeping.rank(tiny_reader, [], [piece(tiny_reader, contexts[0].token_ids, 0, 9)], "a")
+    assert ranked == [0]
+    del made[3:]
     spans(contexts[0], QUESTION, keeping)
     assert len(made) == 4  # it was the oldest
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from extensible_embedding.spans import rank_spans
+import tracemalloc
+
+from extensible_embedding.spans import SpanIndex, rank_spans
 
 TEXTS = ["the fox sleeps", "a whale sings", "the fox hunts a whale", "nothing of the kind"]
 
@@ -31,3 +33,13 @@ def test_scripts_without_blanks_are_ranked_by_their_characters() -> None:
     assert rank_spans(mixed, "ประตู")[0] == 1
     assert rank_spans(mixed, "Osaka")[0] == 2
     assert rank_spans(["\U00020000\U00020001", "b"], "\U00020001")[0] == 0
+
+
+def test_the_memory_of_an_index_is_told_about_right() -> None:
+    texts = [" ".join(f"word{number * each}" for each in range(40)) for number in range(200)]
+    tracemalloc.start()
+    index = SpanIndex(texts)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert index.num_bytes / 3 < taken < index.num_bytes * 3
+    assert SpanIndex([]).num_bytes == 0

@@ -26,7 +26,7 @@ from .context import Context
 from .errors import InputError, MissingExtraError
 from .pieces import PIECE_TOKENS, best_fitting, cut
 from .prompt import AUTO, BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
-from .spans import SpanIndex
+from .spans import SpanIndex, rank_spans
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -71,39 +71,54 @@ class ByWords(SpanRanker):
     """Pieces that share most and rarest words with the question (BM25).
 
     Args:
-        kept_tokens: of the contexts whose words are kept, so that the next question on the same
-            ones costs little; those asked about longest ago go first. 0 keeps none. A kept token
-            takes about ten bytes. For several threads.
+        kept_bytes: of the words of contexts that are kept, so that the next question on the same
+            ones costs little; those asked about longest ago go first. 0 keeps none. For several
+            threads.
+
+    Raises:
+        InputError: `kept_bytes` is no number of bytes.
     """
 
-    def __init__(self, kept_tokens: int = 0) -> None:
-        self.kept_tokens = kept_tokens
-        self._kept: OrderedDict[bytes, tuple[int, SpanIndex]] = OrderedDict()
+    def __init__(self, kept_bytes: int = 0) -> None:
+        if isinstance(kept_bytes, bool) or not isinstance(kept_bytes, int) or kept_bytes < 0:
+            raise InputError(
+                f"Words are kept in a number of bytes, 0 or more, but kept_bytes is "
+                f"{kept_bytes!r}; give such a number."
+            )
+        self.kept_bytes, self._bytes = kept_bytes, 0
+        self._kept: OrderedDict[bytes, SpanIndex] = OrderedDict()
         self._lock = threading.Lock()
 
     def rank(
         self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
     ) -> list[int]:
-        key = _digest(pieces)
+        if not self.kept_bytes:
+            return rank_spans([piece.text for piece in pieces], question)
+        key = _digest(reader, pieces)
         with self._lock:
-            _, index = self._kept.get(key, (0, None))
+            index = self._kept.get(key)
             if index is not None:
                 self._kept.move_to_end(key)
         if index is None:
             index = SpanIndex([piece.text for piece in pieces])
-            self._keep(key, sum(piece.end - piece.start for piece in pieces), index)
+            self._keep(key, index)
         return index.rank(question)
 
-    def _keep(self, key: bytes, num_tokens: int, index: SpanIndex) -> None:
+    def _keep(self, key: bytes, index: SpanIndex) -> None:
+        """Unless it is larger than all that may be kept."""
         with self._lock:
-            self._kept[key] = num_tokens, index
-            while sum(tokens for tokens, _ in self._kept.values()) > self.kept_tokens:
-                self._kept.popitem(last=False)
+            if key in self._kept or index.num_bytes > self.kept_bytes:
+                return
+            self._kept[key] = index
+            self._bytes += index.num_bytes
+            while self._bytes > self.kept_bytes:
+                self._bytes -= self._kept.popitem(last=False)[1].num_bytes
 
 
-def _digest(pieces: Sequence[Piece]) -> bytes:
-    """Of their tokens and where each ends."""
-    found = hashlib.sha256(repr([piece.end - piece.start for piece in pieces]).encode())
+def _digest(reader: Reader, pieces: Sequence[Piece]) -> bytes:
+    """Of their tokens, what these say, and where each piece ends."""
+    ends = [piece.end - piece.start for piece in pieces]
+    found = hashlib.sha256(f"{reader.tokenizer_fingerprint} {ends}".encode())
     for piece in pieces:
         found.update(piece.token_ids.cpu().numpy().tobytes())
     return found.digest()

@@ -6,17 +6,15 @@ knows nothing of tokens, rows and windows.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import bm25s
 
-logging.getLogger("bm25s").setLevel(logging.NOTSET)
-"""It lets out every debug message by itself; what is shown is the application's business."""
-
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _UNSPACED += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 """Characters of scripts without blanks between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+_WORD_BYTES = 120
+"""Of a word in the vocabulary of an index, with what finds it; about."""
 _WORDS = f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+"
 """A word, be it of one character; where none can be told, each character is one."""
 
@@ -34,6 +32,14 @@ class SpanIndex:
         self._index = bm25s.BM25() if words.vocab else None
         if self._index is not None:
             self._index.index(words, show_progress=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory, about."""
+        if self._index is None:
+            return 0
+        arrays = (self._index.scores[name].nbytes for name in ("data", "indices", "indptr"))
+        return int(sum(arrays)) + _WORD_BYTES * len(self._index.vocab_dict)
 
     def rank(self, question: str) -> list[int]:
         """Numbers of the texts, those first that share most and rarest words with the question.

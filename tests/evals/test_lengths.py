@@ -129,15 +129,17 @@ def test_evidence_longer_than_the_context_is_left_out(tiny_reader: Reader, tmp_p
 
 
 def test_evidence_may_be_in_parts() -> None:
-    def example(evidence: str) -> Example:
-        return Example(
-            id="", group="", context="ab\ncd\nef", question="", answers=(), evidence=evidence
-        )
+    def example(evidence: str, context: str = "ab\ncd\nef") -> Example:
+        return Example(id="", group="", context=context, question="", answers=(), evidence=evidence)
 
-    assert evidence_span(example("ef\n\nab")) == (0, 8)
+    assert evidence_span(example("ab\n\nef")) == (0, 8)
+    assert evidence_span(example(" ab\nef\n")) == (0, 8)
+    assert evidence_span(example("ef\n\nab")) is None
     assert evidence_span(example("cd")) == (3, 5)
     assert evidence_span(example("cd\n\nxy")) is None
     assert evidence_span(example("")) is None
+    assert evidence_span(example("ab", "ab cd ab")) is None  # which one is unclear
+    assert evidence_span(example("x\nlong", "x long x")) == (0, 6)
 
 
 def test_records_tell_the_length(tiny_embedder: ExtensibleEmbedder, tmp_path: Path) -> None:
@@ -152,7 +154,21 @@ def test_records_tell_the_length(tiny_embedder: ExtensibleEmbedder, tmp_path: Pa
         num_examples=3,
     )
     assert {record.context_tokens for record in records} == {200}
+    assert {record.num_left_out for record in records} == {0}
     assert {record.num_examples for record in records} == {3}
+
+
+def test_records_tell_what_was_left_out(tiny_embedder: ExtensibleEmbedder, tmp_path: Path) -> None:
+    long, gold = document(0, 60, 30)
+    path = write(tmp_path, [long] * 6, [gold, "", "", gold, "", gold])
+    records = evaluate_qa(
+        tiny_embedder,
+        [make_task("longeval-lines", path)],
+        methods=["none"],
+        windows=[120],
+        context_tokens=200,
+    )
+    assert [(record.num_examples, record.num_left_out) for record in records] == [(3, 3)]
 
 
 def test_a_task_without_any_such_context_says_so(
@@ -163,3 +179,66 @@ def test_a_task_without_any_such_context_says_so(
         evaluate_qa(
             tiny_embedder, [make_task("longeval-lines", path)], windows=[120], context_tokens=500
         )
+
+
+def test_a_story_is_not_cut(tiny_reader: Reader, tmp_path: Path) -> None:
+    """What its last statement says may undo what an earlier one did."""
+    story = "\n".join(["Fred took the milk.", *["Mary slept."] * 60, "Fred dropped the milk."])
+    found = lengthened(tiny_reader, write(tmp_path, [story], ["Fred took the milk."]), "babi")
+    assert found == [None]
+
+
+def test_a_book_names_nobody_of_the_story(tiny_reader: Reader, tmp_path: Path) -> None:
+    story = "Catherine went to the garden.\nThe milk is there.\nIsabella slept."
+    for seed in range(5):
+        (found,) = lengthened(tiny_reader, write(tmp_path, [story]), "babi", seed)
+        assert found is not None
+        assert found.context.count("Catherine") == found.context.count("Isabella") == 1
+
+
+def test_needles_are_everywhere_in_long_contexts_too(tiny_reader: Reader, tmp_path: Path) -> None:
+    path = tmp_path / "books.parquet"
+    pq.write_table(pa.table({"text": ["One sentence. Another sentence of words. " * 9000]}), path)
+    lengthener = Lengthener(tiny_reader, make_task("needle", path), 30_000, seed=0)
+    depths = []
+    for example in lengthener.examples[:24]:
+        found = lengthener.lengthen(example)
+        assert found is not None
+        depths.append(found.context.find(found.evidence) / len(found.context))
+    assert min(depths) < 0.25
+    assert max(depths) > 0.75
+
+
+@pytest.mark.parametrize("num_tokens", [0, 63, "400", 400.0, True])
+def test_a_length_is_a_number_of_tokens(
+    tiny_reader: Reader, tmp_path: Path, num_tokens: int
+) -> None:
+    task = make_task("squad2", write(tmp_path, ["text"]))
+    with pytest.raises(InputError, match="number of tokens of 64 or more"):
+        Lengthener(tiny_reader, task, num_tokens, 0)
+
+
+def test_gold_that_is_no_text_is_refused(tiny_reader: Reader, tmp_path: Path) -> None:
+    path = write(tmp_path, ["text"], ["text"])
+    table = pq.read_table(path)
+    place = table.column_names.index("gold_context")
+    pq.write_table(table.set_column(place, "gold_context", pa.array([["text"]])), path)
+    with pytest.raises(InputError, match="under `gold_context`"):
+        Lengthener(tiny_reader, make_task("squad2", path), 400, 0)
+
+
+def test_what_fills_is_counted_once(
+    tiny_reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts = [document(number, 8, 3)[0] for number in range(30)]
+    lengthener = Lengthener(tiny_reader, make_task("squad2", write(tmp_path, contexts)), 10**6, 0)
+    encoded: list[str] = []
+    encode = Reader.encode
+
+    def counting(self: Reader, text: str) -> object:
+        encoded.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Reader, "encode", counting)
+    assert [lengthener.lengthen(example) for example in lengthener.examples] == [None] * 30
+    assert len(encoded) == 30 + 1

@@ -12,8 +12,9 @@ from extensible_embedding.downsampling import num_rows
 from extensible_embedding.evals.methods import Passage, Reading, make_method
 from extensible_embedding.evals.methods.base import EmbedsReading
 from extensible_embedding.evals.methods.following import FollowingReading
+from extensible_embedding.expand import expanded_prompt
 from extensible_embedding.pieces import PIECE_TOKENS
-from extensible_embedding.prompt import BETWEEN_SPANS
+from extensible_embedding.prompt import BETWEEN_SPANS, question_frame
 
 ROOM = 4 * PIECE_TOKENS
 
@@ -48,14 +49,11 @@ def test_rows_then_the_span_that_was_asked_for(tiny_embedder: ExtensibleEmbedder
     filler = piece("rain fell upon every hill")
     context = torch.cat([filler, filler, needle, *[filler] * 7])
     tail = "magic number?"
-    found = embeds(tiny_embedder, context, tail, k=8, room=100)
+    found = embeds(tiny_embedder, context, tail, k=8, room=164)
     raw = torch.cat([ids(BETWEEN_SPANS), needle, ids(tail)])
     assert torch.equal(found[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
-    rows = len(found) - 1 - len(raw)
-    chunk = tiny_embedder.config.chunk_tokens
-    dropped = -(-(len(context) - 8 * rows) // chunk) * chunk
-    made = tiny_embedder.compress(context[dropped:], k=8).rows
-    torch.testing.assert_close(found[1 : 1 + rows], made)
+    made = tiny_embedder.compress(context, k=8).rows  # all of it: rows come first
+    torch.testing.assert_close(found[1 : -len(raw)], made)
 
 
 def test_where_no_question_follows_a_span_is_read_with_what_came_after_it(
@@ -109,6 +107,29 @@ def test_the_question_alone_asks_not_the_words_around_it(tiny_embedder: Extensib
         assert isinstance(reading, EmbedsReading)
         raw = tiny_embedder.reader.embed_tokens(best)
         assert torch.equal(reading.embeds[1:65], raw)
+
+
+@pytest.mark.parametrize("room", [440, 460, 700, 900])
+def test_before_a_question_it_reads_as_an_expanded_prompt_does(
+    tiny_embedder: ExtensibleEmbedder, room: int
+) -> None:
+    reader = tiny_embedder.reader
+    text = "".join(
+        f"Upon hill {number} the rain fell, and it was {number}. " for number in range(60)
+    )
+    question = "Upon which hill was it 23?"
+    context = tiny_embedder.compress(text, k=8)
+    prompt = expanded_prompt(reader, [context], question, k=8, room=room)
+    assert prompt.spans
+    head, tail = question_frame(reader, question)
+    passage = Passage(head=head, context=context.token_ids, tail=tail, question=question)
+    reading = make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room)
+    assert isinstance(reading, EmbedsReading)
+    parts = [
+        reader.embed_tokens(part) if part.dim() == 1 else part
+        for part in prompt.tensors(reader, prompt.each_k(8))
+    ]
+    torch.testing.assert_close(reading.embeds, torch.cat(parts))
 
 
 @pytest.mark.parametrize("room", [70, 100, 130, 200])

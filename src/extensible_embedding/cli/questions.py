@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..evals.records import QaRecord
     from ..evals.tasks import Task
 
+LEAST_CONTEXT = 64
+"""Tokens of contexts of one length, as `evals.lengths` has it."""
+
 
 @with_models
 def qa(
@@ -78,7 +81,7 @@ def qa(
             help="Make every context about so long: a longer one is cut around what answers, a "
             "shorter one filled with other documents (bAbI's with a book); what allows neither is "
             "left out. By default contexts are as the tasks have them.",
-            callback=at_least(64, "--context-tokens"),
+            callback=at_least(LEAST_CONTEXT, "--context-tokens"),
             show_default=False,
         ),
     ] = None,

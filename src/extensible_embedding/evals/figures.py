@@ -39,8 +39,14 @@ def figures(
             caption = f"{task}: share found, by length of the context and depth of the sentence."
             yield f"{task}-depth", caption, needle_figure(rows)
     whole = [row for row in qa if row["part"] == "all" and row["score"] is not None]
-    if whole:
-        yield "answers", "Main score of every task, from 0 to 1.", answers_figure(whole)
+    for length in dict.fromkeys(row.get("context_tokens") for row in whole):
+        rows = [row for row in whole if row.get("context_tokens") == length]
+        caption = "Main score of every task, from 0 to 1"
+        if length is None:
+            yield "answers", f"{caption}.", answers_figure(rows)
+        else:
+            caption += f", on contexts of about {length:,} tokens."
+            yield f"answers-{length}", caption, answers_figure(rows)
     yield from cost_figures(lm, cost)
 
 

@@ -1,26 +1,31 @@
 """Examples on documents of every length -> the same questions on contexts of one length.
 
-In: an example, the documents of its task, a number of tokens. Out: the example on a context of
-about that many: a longer document is cut around what answers the question, a shorter one gets
-others around it. Tasks differ in length by a hundredfold; so they can be compared. Knows nothing
-of methods and scores.
+In: the examples of a task, a number of tokens. Out: each on a context of about that many: a longer
+document is cut around what answers the question, a shorter one gets others around it. Tasks differ
+in length by a hundredfold; so they can be compared. Knows nothing of methods and scores.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..reader import Reader
 from ..released import book_path
 from ..source import characters_before
 from .tasks import Example, Filler, Task
 
+LEAST_TOKENS = 64
+"""Of a context."""
 LEAST_FILLED = 0.75
 """Part of the length that a context has at least; what cannot be made so long is left out."""
+_WORD = re.compile(r"\w+")
+_Places = NDArray[np.int64]
 
 
 class Lengthener:
@@ -31,124 +36,177 @@ class Lengthener:
         task: whose documents fill short contexts, as its `filler` says.
         num_tokens: of a context, about: parts that are joined may make other tokens at their seams.
         seed: of places and of what fills.
+
+    Raises:
+        InputError: `num_tokens` is no number of at least `LEAST_TOKENS`.
     """
 
     def __init__(self, reader: Reader, task: Task, num_tokens: int, seed: int) -> None:
+        whole = isinstance(num_tokens, int) and not isinstance(num_tokens, bool)
+        if not whole or num_tokens < LEAST_TOKENS:
+            raise InputError(
+                f"Contexts have a number of tokens of {LEAST_TOKENS} or more, but it is "
+                f"{num_tokens!r}; give a larger one, or none for contexts as they are."
+            )
         self.reader, self.task, self.num_tokens, self.seed = reader, task, num_tokens, seed
-        self.examples = list(task.documents())
-        self._by_number = {id(example): n for n, example in enumerate(self.examples)}
-        self._documents = dict.fromkeys((each.group, each.context) for each in self.examples)
-        self._paragraphs: list[str] | None = None
+        self.examples = list(task.documents(num_tokens))
+        self._numbers = {id(example): n for n, example in enumerate(self.examples)}
+        self._documents = list(dict.fromkeys((each.group, each.context) for each in self.examples))
+        self._counts: dict[str, int] = {}
+        self._book: _Book | None = None
 
     def lengthen(self, example: Example) -> Example | None:
         """One of `examples` on a context of the length, or None where there is no such.
 
         None: it is too long and nobody says what of it answers, or too short and nothing fills it.
         """
-        rng = np.random.default_rng((self.seed, self._by_number[id(example)]))
+        rng = np.random.default_rng((self.seed, self._numbers[id(example)]))
         num_tokens = self._count(example.context)
         if num_tokens > self.num_tokens:
-            span = evidence_span(example, from_start=self.task.asks_about_start)
-            context = None if span is None else self._cut(example.context, span, rng)
+            context = self._cut(example, rng)
         elif self.task.filler is Filler.DOCUMENTS:
             context = self._among_documents(example, num_tokens, rng)
         elif self.task.filler is Filler.BOOK:
-            context = self._in_book(example.context, num_tokens, rng)
+            context = self._in_book(example, num_tokens, rng)
         else:
-            context = example.context
-        if context is None or self._count(context) < LEAST_FILLED * self.num_tokens:
-            return None
-        return replace(example, context=context)
+            context = example.context if self._is_filled(num_tokens) else None
+        return None if context is None else replace(example, context=context)
+
+    def _is_filled(self, num_tokens: int) -> bool:
+        return num_tokens >= LEAST_FILLED * self.num_tokens
 
     def _count(self, text: str) -> int:
-        return len(self.reader.encode(text))
+        """Tokens of a document or a part of a filler; each is counted once."""
+        if text not in self._counts:
+            self._counts[text] = len(self.reader.encode(text))
+        return self._counts[text]
 
-    def _cut(self, text: str, span: tuple[int, int], rng: np.random.Generator) -> str | None:
-        """Tokens around a span of characters, from a drawn place on; None if it is longer."""
-        starts, ends = _token_characters(self.reader, text)
+    def _cut(self, example: Example, rng: np.random.Generator) -> str | None:
+        """Tokens around what answers, from a drawn place on; None if that is longer.
+
+        A story of statements is not cut: what was true is so until something else is said.
+        """
+        if self.task.filler is Filler.BOOK:
+            return None
+        span = (0, 0) if self.task.asks_about_start else evidence_span(example)
+        if span is None:
+            return None
+        starts, ends = _token_characters(self.reader, example.context)
         first = int(np.searchsorted(ends, span[0], side="right"))
         last = int(np.searchsorted(starts, span[1], side="left"))
         earliest, latest = max(0, last - self.num_tokens), min(first, len(ends) - self.num_tokens)
         if earliest > latest:
             return None
         place = int(rng.integers(earliest, latest + 1))
-        return text[starts[place] : ends[place + self.num_tokens - 1]]
+        return example.context[starts[place] : ends[place + self.num_tokens - 1]]
 
-    def _among_documents(self, example: Example, num_tokens: int, rng: np.random.Generator) -> str:
-        """Whole other documents of the task that hold none of the answers, around this one."""
+    def _among_documents(
+        self, example: Example, num_tokens: int, rng: np.random.Generator
+    ) -> str | None:
+        """Whole other documents of the task that hold none of the answers, around this one.
+
+        The last one ends early where nothing shorter fits.
+        """
         found: list[str] = []
         separator = self._count("\n\n")
-        documents = list(self._documents)
-        for number in rng.permutation(len(documents)):
-            group, text = documents[number]
+        for number in rng.permutation(len(self._documents)):
+            group, text = self._documents[number]
             if group == example.group or text in found or _holds_answer(text, example):
                 continue
-            more = self._count(text) + separator
-            if num_tokens + more > self.num_tokens:
-                if num_tokens >= LEAST_FILLED * self.num_tokens:
+            left = self.num_tokens - num_tokens - separator
+            if self._count(text) > left:
+                if self._is_filled(num_tokens):
                     break
-                left = self.num_tokens - num_tokens - separator
-                text, more = self._beginning(text, left), self.num_tokens - num_tokens
+                text = text[: int(_token_characters(self.reader, text)[1][max(0, left - 1)])]
+                num_tokens = self.num_tokens
+            else:
+                num_tokens += self._count(text) + separator
             found.append(text)
-            num_tokens += more
+        if not self._is_filled(num_tokens):
+            return None
         found.insert(int(rng.integers(len(found) + 1)), example.context)
         return "\n\n".join(found)
 
-    def _beginning(self, text: str, num_tokens: int) -> str:
-        return text[: int(_token_characters(self.reader, text)[1][max(0, num_tokens - 1)])]
+    def _in_book(self, example: Example, num_tokens: int, rng: np.random.Generator) -> str | None:
+        """Its lines in their order between paragraphs of the shipped book, as in BABILong.
 
-    def _in_book(self, text: str, num_tokens: int, rng: np.random.Generator) -> str:
-        """Its lines in their order between paragraphs of the shipped book (as BABILong has them).
-
-        BABILong: arXiv 2406.10149.
+        Paragraphs that name somebody of the story are passed over. BABILong: arXiv 2406.10149.
         """
-        if self._paragraphs is None:
-            self._paragraphs = book_path().read_text(encoding="utf-8").split("\n\n")
-        lines = text.split("\n")
+        self._book = self._book or _Book()
+        lines = example.context.split("\n")
         separator = self._count("\n\n")
-        left = self.num_tokens - num_tokens - separator * len(lines)
+        num_tokens += separator * len(lines)
         chosen: list[str] = []
-        for paragraph in _from(self._paragraphs, int(rng.integers(len(self._paragraphs)))):
+        for paragraph in self._book.without(self._book.names(example.context), rng):
             more = self._count(paragraph) + separator
-            if more <= left:
+            if num_tokens + more <= self.num_tokens:
                 chosen.append(paragraph)
-                left -= more
-            elif left <= (1 - LEAST_FILLED) * self.num_tokens:
+                num_tokens += more
+            elif self._is_filled(num_tokens):
                 break
+        if not self._is_filled(num_tokens):
+            return None
         places = sorted(rng.integers(len(chosen) + 1, size=len(lines)))
         for place, line in reversed(list(zip(places, lines, strict=True))):
             chosen.insert(place, line)
         return "\n\n".join(chosen)
 
 
-def _from(items: Sequence[str], start: int) -> Iterator[str]:
-    """Once around."""
-    yield from items[start:]
-    yield from items[:start]
+class _Book:
+    """The shipped novel in paragraphs."""
+
+    def __init__(self) -> None:
+        text = book_path().read_text(encoding="utf-8")
+        self.paragraphs = text.split("\n\n")
+        self._words = [set(_WORD.findall(paragraph)) for paragraph in self.paragraphs]
+        self._common = {word for words in self._words for word in words if word.islower()}
+
+    def names(self, story: str) -> set[str]:
+        """Words that a story capitalises and the book never has small."""
+        words = set(_WORD.findall(story))
+        return {each for each in words if each[0].isupper() and each.lower() not in self._common}
+
+    def without(self, names: set[str], rng: np.random.Generator) -> Iterator[str]:
+        """Paragraphs that hold none of them, from a drawn one on, once around."""
+        start = int(rng.integers(len(self.paragraphs)))
+        for number in (*range(start, len(self.paragraphs)), *range(start)):
+            if not names & self._words[number]:
+                yield self.paragraphs[number]
 
 
 def _holds_answer(text: str, example: Example) -> bool:
     return any(answer.lower() in text.lower() for answer in example.answers)
 
 
-def evidence_span(example: Example, *, from_start: bool = False) -> tuple[int, int] | None:
-    """First and last character of what answers; None where nobody says.
+def evidence_span(example: Example) -> tuple[int, int] | None:
+    """First and last character of what answers; None where nobody says, or where it is unclear.
 
-    Args:
-        example: its evidence may be in several parts, with blank lines between.
-        from_start: the question is about how the context begins.
+    The evidence may be in several parts, in their order, with blank lines or line feeds between. It
+    is unclear where the longest part stands in the context twice.
     """
-    if from_start:
-        return 0, 0
-    whole = example.evidence in example.context
-    parts = [example.evidence] if whole else example.evidence.split("\n\n")
-    places = [(example.context.find(part), len(part)) for part in parts if part]
-    if not places or min(places)[0] < 0:
+    for separator in (None, "\n\n", "\n"):
+        whole = example.evidence.strip()
+        parts = [whole] if separator is None else [each.strip() for each in whole.split(separator)]
+        span = _span_of([part for part in parts if part], example.context)
+        if span is not None:
+            return span
+    return None
+
+
+def _span_of(parts: Sequence[str], text: str) -> tuple[int, int] | None:
+    """From the first to the last of parts that follow one another; None if they do not."""
+    if not parts or text.count(max(parts, key=len)) != 1:
         return None
-    return min(places)[0], max(place + length for place, length in places)
+    start, end = -1, 0
+    for part in parts:
+        place = text.find(part, end)
+        if place < 0:
+            return None
+        start, end = place if start < 0 else start, place + len(part)
+    return start, end
 
 
-def _token_characters(reader: Reader, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _token_characters(reader: Reader, text: str) -> tuple[_Places, _Places]:
     """Characters of a text before each token and after it."""
     ends = characters_before(text, reader.encode_spans(text)[1]).numpy()
     return np.concatenate([[0], ends[:-1]]), ends

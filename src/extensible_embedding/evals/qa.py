@@ -12,6 +12,7 @@ import itertools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,16 @@ def evaluate_qa(
         "seed": seed,
     }
     run = _Run(embedder, settings, Journal(journal, belongs_to))
-    drawn = {
+    deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    draws = {
         task: _draw(embedder.reader, task, num_examples, context_tokens, seed) for task in tasks
     }
-    deadline = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    drawn = {task: examples for task, (examples, _) in draws.items()}
+    left_out = {task.name: number for task, (_, number) in draws.items()}
     with torch.inference_mode():
         run.predict(drawn, deadline, progress)
-    return score_answers(drawn, settings, run.answer, context_tokens=context_tokens, seed=seed)
+    records = score_answers(drawn, settings, run.answer, context_tokens=context_tokens, seed=seed)
+    return [replace(record, num_left_out=left_out.get(record.task, 0)) for record in records]
 
 
 def _settings(
@@ -114,19 +118,31 @@ def _settings(
 
 def _draw(
     reader: Reader, task: Task, num_examples: int, context_tokens: int | None, seed: int
-) -> list[Example]:
-    """Some of a task's examples, as many of each part as of any other where they allow it."""
+) -> tuple[list[Example], int]:
+    """Some of a task's examples, as many of each part as of any other where they allow it.
+
+    And how many others allowed no context of the length.
+    """
     if context_tokens is None:
-        return list(itertools.islice(_in_turn(task, list(task.examples()), seed), num_examples))
+        examples = _in_turn(task, list(task.examples()), seed)
+        return list(itertools.islice(examples, num_examples)), 0
     lengthener = Lengthener(reader, task, context_tokens, seed)
-    of_length = (lengthener.lengthen(each) for each in _in_turn(task, lengthener.examples, seed))
-    found = list(itertools.islice((each for each in of_length if each is not None), num_examples))
+    found: list[Example] = []
+    left_out = 0
+    for example in _in_turn(task, lengthener.examples, seed):
+        if len(found) == num_examples:
+            break
+        lengthened = lengthener.lengthen(example)
+        if lengthened is None:
+            left_out += 1
+        else:
+            found.append(lengthened)
     if not found:
         raise InputError(
             f"A context of {context_tokens:,} tokens must be cut around what answers, or filled, "
             f"but no example of {task.name!r} allows it; give another --context-tokens, or none."
         )
-    return found
+    return found, left_out
 
 
 def _in_turn(task: Task, examples: Sequence[Example], seed: int) -> Iterator[Example]:

@@ -103,6 +103,8 @@ class QaRecord:
     versus_high: float | None = None
     context_tokens: int | None = None
     """Of every context, about; None where contexts are as the task has them."""
+    num_left_out: int = 0
+    """Questions that were passed over, since nothing of that length could be made for them."""
     note: str = ""
     """Why some or all examples have no prediction, if so."""
 

@@ -85,7 +85,7 @@ class Service:
         self.embedding = Worker("embedder", self.settings.max_queued)
         self.parsing = Parsing(self.settings)
         self.library = Library(store, embedder, self.settings, self.looking, self.embedding)
-        made, ranker = Made(self.settings.cache_bytes), ByWords(self.settings.index_tokens)
+        made, ranker = Made(self.settings.cache_bytes), ByWords(self.settings.index_bytes)
         short, long = (
             Planner(each, embedder.config, embedder.fingerprint, self.settings, made, ranker)
             for each in (self.reader, _with_own_tokenizer(reader))

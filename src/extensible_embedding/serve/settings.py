@@ -71,14 +71,15 @@ class ServeSettings:
     """For requests that run when the server is stopped."""
     cache_bytes: int = 256 * MIB
     """Of rows of long messages, which clients send again with every turn."""
-    index_tokens: int = 4 << 20
-    """Of contexts whose words are kept, for spans of the next question; see `expand.ByWords`."""
+    index_bytes: int = 64 * MIB
+    """Of words of contexts, kept for the spans of the next question."""
     limits: Limits = field(default_factory=Limits)
     """Of keys that have none of their own."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "max_parsing", "k")
         check_at_least(self, 1, "max_document_bytes")
+        check_at_least(self, 0, "index_bytes")
         names = ("parse", "request", "body", "header", "send", "stop")
         check_at_least(self, 0.01, *(f"{name}_timeout_s" for name in names))
         check_at_least(self, _LEAST_PARSER_BYTES, "parse_memory_bytes")

@@ -96,7 +96,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 9
+    version = 10
     reads_all = False
 
     def __init__(

@@ -35,7 +35,7 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 8
+    version = 9
     reads_all = False
 
     def __init__(
@@ -56,7 +56,7 @@ class ExtensibleMixed(Extensible):
             return raw_reading(self.reader, passage, context)
         recent = int(self.recent_of(passage) * left)
         split = len(context) - recent
-        spans_room = self._spans_room(passage, left, left - recent)
+        spans_room = self._spans_room(passage, split, left, left - recent)
         left -= recent + spans_room
         k = self.k or self._smallest_k(split, left)
         rows = self._fitting_rows(passage, split, k, left)  # once: they stay as spans change
@@ -71,9 +71,16 @@ class ExtensibleMixed(Extensible):
         spans = asked_for(self.reader, passage, spans_room, BETWEEN_SPANS)
         return prompt(spans, context[:0])
 
-    def _spans_room(self, passage: Passage, room: int, most: int) -> int:
-        """Tokens of spans in a room for the context."""
+    def _spans_room(self, passage: Passage, split: int, room: int, most: int) -> int:
+        """Tokens of spans, and of what parts them, in a room for the context.
+
+        Before a question rows come first, as in `ask`: spans get what is left beside those of all
+        older text, at k or at the largest there is.
+        """
         if len(passage.tail):
-            return tokens_of_spans(room)
+            asked = tokens_of_spans(room)
+            parting = len(self.reader.encode(BETWEEN_SPANS)) * -(-asked // PIECE_TOKENS)
+            fewest_rows = self._num_rows(split, self.k or self._largest_k)
+            return max(0, min(asked + parting, most - fewest_rows))
         pieces = min(round(self.following_share * room / PIECE_TOKENS), most // PIECE_TOKENS)
         return pieces * PIECE_TOKENS

@@ -85,9 +85,13 @@ class Extensible(Method):
 
     def _smallest_k(self, num_tokens: int, room: int) -> int:
         """The smallest k whose rows fit, or the largest there is."""
-        largest = min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
+        largest = self._largest_k
         fitting = (k for k in range(2, largest) if self._num_rows(num_tokens, k) <= room)
         return next(fitting, largest)
+
+    @property
+    def _largest_k(self) -> int:
+        return min(self.embedder.config.max_k, self.embedder.config.chunk_tokens)
 
     def _latest_split(self, num_tokens: int, room: int, k: int) -> int:
         """The smallest older part whose rows leave room for the rest, raw."""

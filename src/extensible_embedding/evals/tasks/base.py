@@ -66,8 +66,8 @@ class Task(ABC):
     asks_about_start = False
     """The answer is how the context begins, so that a part of it begins there too."""
 
-    def documents(self) -> Iterator[Example]:
-        """Every example on its document alone, from which contexts of one length are made."""
+    def documents(self, num_tokens: int) -> Iterator[Example]:
+        """Every example on its document alone, for contexts of about so many tokens."""
         return self.examples()
 
     @abstractmethod
@@ -111,8 +111,12 @@ class ParquetTask(Task):
                 question=text_of(row, "question", self.path),
                 answers=answers_of(row["answers"], self.path),
                 setting=str(row["task"] or ""),
-                evidence=str(row.get("gold_context") or ""),
+                evidence=text_of({"gold_context": "", **_said(row)}, "gold_context", self.path),
             )
+
+
+def _said(row: Mapping[str, object]) -> Mapping[str, object]:
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def text_of(row: Mapping[str, object], name: str, path: Path) -> str:

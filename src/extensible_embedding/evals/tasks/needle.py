@@ -15,6 +15,9 @@ import numpy as np
 from ...errors import InputError
 from .base import Example, Task, read_rows
 
+_LEAST_CUT = 64_000
+_TOKEN_CHARS = 6
+"""A token has fewer characters, so that a text of so many can be cut on either side."""
 _CITIES = ("Lisbon", "Oslo", "Quito", "Hanoi", "Dakar", "Riga", "Lima", "Kyoto")
 
 
@@ -34,8 +37,6 @@ class Passkey(Task):
     scorers = ("contains",)
     sentence = "The pass key is {value}. Remember it. {value} is the pass key."
     question = "What is the pass key?"
-    document_length = 64_000
-    """Characters of those that contexts of one length are cut from."""
 
     def __init__(
         self,
@@ -60,11 +61,11 @@ class Passkey(Task):
                 for number in range(self.repeats):
                     yield self._example(books, length, depth, number)
 
-    def documents(self) -> Iterator[Example]:
+    def documents(self, num_tokens: int) -> Iterator[Example]:
         """Long ones with the sentence in the middle: its depth is then where they are cut."""
-        books = self._books()
+        books, length = self._books(), max(_LEAST_CUT, _TOKEN_CHARS * 2 * num_tokens)
         for number in range(len(self.lengths) * len(self.depths) * self.repeats):
-            yield replace(self._example(books, self.document_length, 0.5, number), setting="")
+            yield replace(self._example(books, length, 0.5, number), setting="")
 
     def _example(self, books: Sequence[str], length: int, depth: float, number: int) -> Example:
         rng = np.random.default_rng((self.seed, length, int(1000 * depth), number))

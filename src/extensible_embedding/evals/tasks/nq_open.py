@@ -29,13 +29,13 @@ class NqOpen(ParquetTask):
         super().__init__(path)
         self.num_passages, self.seed = num_passages, seed
 
-    def documents(self) -> Iterator[Example]:
+    def documents(self, num_tokens: int) -> Iterator[Example]:
         """Every question with its passage alone."""
         return super().examples()
 
     def examples(self) -> Iterator[Example]:
         """Every question with its passage among distractors that hold none of its answers."""
-        rows = list(self.documents())
+        rows = list(super().examples())
         for number, example in enumerate(rows):
             rng = np.random.default_rng((self.seed, number))
             passages = self._distractors(rows, example, rng)
