@@ -45,12 +45,20 @@ def test_streamed_answer_is_the_answer(run: Run, saved: Path) -> None:
 
 
 def test_ask_auto_takes_the_smallest_k(run: Run, book: Path) -> None:
-    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json")
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--expand", "off")
     answer = json.loads(run("ask", book, *rest).stdout)
     assert answer["k"] == 2
     assert answer["prompt_rows"] + 4 <= 512
     book.write_text("Short enough.")
     assert json.loads(run("ask", book, *rest).stdout)["k"] == 1
+
+
+def test_ask_reads_passages_raw_beside_rows(run: Run, book: Path) -> None:
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--k", "8")
+    with_spans = json.loads(run("ask", book, *rest).stdout)
+    rows_alone = json.loads(run("ask", book, *rest, "--expand", "off").stdout)
+    assert with_spans["k"] == rows_alone["k"] == 8
+    assert rows_alone["prompt_rows"] < with_spans["prompt_rows"] <= 512 - 4
 
 
 def test_ask_files_folders_and_stores_together(
@@ -241,7 +249,7 @@ def test_each_context_is_read_at_a_k_of_its_own(
 ) -> None:
     for k in (3, 7):
         tiny_embedder.compress(book.read_text(), k=k).save(f"at-{k}")
-    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json")
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--expand", "off")
     answer = json.loads(run("ask", "at-3", "at-7", book, *rest).stdout)
     assert answer["k"] == 7
     assert answer["prompt_rows"] + 4 <= 512
@@ -269,7 +277,8 @@ def test_rows_at_1_are_read_as_text(
     run: Run, book: Path, tiny_embedder: ExtensibleEmbedder, tmp_path: Path
 ) -> None:
     tiny_embedder.compress(book.read_text(), k=1, title="raw").save(tmp_path / "raw")
-    result = run("ask", "raw", book, "-q", "Who?", "--max-new-tokens", "4", "--json")
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--expand", "off")
+    result = run("ask", "raw", book, *rest)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["k"] == 3
 
@@ -309,8 +318,9 @@ def test_more_new_tokens_than_the_window(run: Run, book: Path) -> None:
 
 def test_how_the_reader_is_loaded(run: Run, book: Path) -> None:
     book.write_text("Short enough. " * 10)
-    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--dtype", "bfloat16")
-    answer = json.loads(run("ask", book, *rest, "--window", "100", "--device", "cpu").stdout)
+    rest = ("-q", "Who?", "--max-new-tokens", "4", "--json", "--expand", "off")
+    how = ("--dtype", "bfloat16", "--window", "100", "--device", "cpu")
+    answer = json.loads(run("ask", book, *rest, *how).stdout)
     assert (answer["window"], answer["k"]) == (100, 2)
 
 

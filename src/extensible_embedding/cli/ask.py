@@ -14,7 +14,6 @@ import typer
 
 from ..errors import InputError, WindowError
 from .citing import (
-    OFF,
     WORDS,
     CiteOption,
     ExpandOption,
@@ -58,7 +57,7 @@ def ask(
             help="Print the answer as it comes (unless --json asks for all of it), or when done.",
         ),
     ] = None,
-    expand: ExpandOption = OFF,
+    expand: ExpandOption = AUTO,
     spans: SpansOption = WORDS,
     cite: CiteOption = False,
     max_new_tokens: NewTokensOption = 128,
@@ -70,8 +69,9 @@ def ask(
 
     A file is compressed on the way; what `extensible compress` kept is ready at once: STORE stands
     for all contexts of a store, STORE:NAME for one. The answer goes to stdout; what was read, at
-    which k and in how many rows, to stderr. Rows give the gist; for exact names and numbers add
-    `--expand auto`, and `--cite` to see where an answer comes from.
+    which k and in how many rows, to stderr. Rows give the gist; passages that share words with the
+    question are read raw beside them, for exact names and numbers (`--expand off`: rows alone). Add
+    `--cite` to see where an answer comes from.
     """
     if as_json and stream:
         raise InputError(

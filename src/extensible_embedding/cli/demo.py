@@ -54,8 +54,8 @@ def demo(
 ) -> None:
     """Read a whole novel with a reader whose window is far too small for it.
 
-    Compresses the shipped book, shows what that costs against raw text, asks two questions and
-    measures how well the reader predicts the last page. Takes minutes on two cores.
+    Compresses the shipped book, asks two questions as `ask` does, shows what that costs against
+    raw text and measures how well the reader predicts the last page. Takes minutes on two cores.
     """
     _demo(parse_rows_k(k), Models(embedder=embedder), as_json=as_json)
 
@@ -113,6 +113,8 @@ class Asked:
     in_the_book: str
     prompt_rows: int
     prompt_rows_raw: int
+    span_tokens: int
+    """Tokens of the passages that were read raw beside the rows."""
     ttft_s: float | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,14 +124,17 @@ class Asked:
             "answer": self.answer,
             "in_the_book": self.in_the_book,
             "prompt_rows": self.prompt_rows,
+            "span_tokens": self.span_tokens,
             "ttft_s": self.ttft_s,
         }
 
 
 def _ask(reader: Reader, book: Context, question: str, in_the_book: str, *, show: bool) -> Asked:
+    from ..expand import expanded_prompt
     from ..prompt import question_prompt
 
-    prompt = question_prompt(reader, [book], question)
+    room = reader.window - MAX_NEW_TOKENS
+    prompt = expanded_prompt(reader, [book], question, k=book.k, room=room)
     # A small reader may end its turn at once, and no answer at all would show nothing.
     stream = reader.reply(
         prompt, k=book.k, stream=True, max_new_tokens=MAX_NEW_TOKENS, min_new_tokens=1
@@ -145,7 +150,8 @@ def _ask(reader: Reader, book: Context, question: str, in_the_book: str, *, show
         answer=answer,
         in_the_book=in_the_book,
         prompt_rows=stream.prompt_rows,
-        prompt_rows_raw=prompt.num_rows(1),
+        prompt_rows_raw=question_prompt(reader, [book], question).num_rows(1),
+        span_tokens=sum(map(len, prompt.spans)),
         ttft_s=stream.ttft_s,
     )
 
@@ -163,6 +169,7 @@ def _cost(reader: Reader, book: Context, embed_s: float, asked: Sequence[Asked])
             "num_tokens": book.num_tokens,
             "num_rows": book.num_tokens,
             "k": 1,
+            "span_tokens": None,
             "prompt_rows": raw_rows,
             "window_used": raw_rows / reader.window,
             "cache_bytes": raw_rows * cache_row_bytes(reader),
@@ -174,6 +181,7 @@ def _cost(reader: Reader, book: Context, embed_s: float, asked: Sequence[Asked])
             "num_tokens": book.num_tokens,
             "num_rows": book.num_rows,
             "k": book.k,
+            "span_tokens": first.span_tokens,
             "prompt_rows": rows,
             "window_used": rows / reader.window,
             "cache_bytes": rows * cache_row_bytes(reader),
@@ -207,6 +215,7 @@ def cost_table(cost: Cost) -> Table:
     table = Table("", "raw text", "extensible", title=f"\nReading {TITLE}")
     table.add_row("tokens", f"{raw['num_tokens']:,}", f"{ours['num_tokens']:,}")
     table.add_row("rows", f"{raw['num_rows']:,}", f"{ours['num_rows']:,}")
+    table.add_row("passages read raw, tokens", "-", f"{ours['span_tokens']:,}")
     table.add_row("k", str(raw["k"]), str(ours["k"]))
     table.add_row("window used", f"{raw['window_used']:.0%}", f"{ours['window_used']:.0%}")
     table.add_row("time to embed, once", "-", _seconds(ours["embed_s"]))
