@@ -28,7 +28,7 @@ def embedder(tiny_reader: Reader) -> ExtensibleEmbedder:
     return make_embedder(tiny_reader, chunk_tokens=64)
 
 
-def plan(embedder: ExtensibleEmbedder, k: int = 8, room: int = 700) -> Plan:
+def plan(embedder: ExtensibleEmbedder, k: int = 8, room: int = 504) -> Plan:
     reader = embedder.reader
     context = embedder.compress(TEXT, k=4, title="Herons")
     prompt = expanded_prompt(reader, [context], "What of number 17?", k=k, room=room)
