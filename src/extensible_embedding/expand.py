@@ -92,6 +92,7 @@ class ByWords(SpanRanker):
     def rank(
         self, reader: Reader, contexts: Sequence[Context], pieces: Sequence[Piece], question: str
     ) -> list[int]:
+        """All of them, equal ones latest first."""
         if not self.kept_bytes:
             return rank_spans([piece.text for piece in pieces], question)
         key = _digest(reader, pieces)

@@ -9,8 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.cli.questions import LEAST_CONTEXT
 from extensible_embedding.errors import InputError
-from extensible_embedding.evals.lengths import LEAST_FILLED, Lengthener, evidence_span
+from extensible_embedding.evals.lengths import (
+    LEAST_FILLED,
+    LEAST_TOKENS,
+    Lengthener,
+    evidence_span,
+)
 from extensible_embedding.evals.qa import evaluate_qa
 from extensible_embedding.evals.tasks import Example, make_task
 
@@ -203,6 +209,11 @@ def test_a_long_context_can_be_cut_on_either_side_of_a_needle(tmp_path: Path) ->
     example = next(make_task("needle", path).documents(num_tokens))
     place = example.context.find(example.evidence)
     assert min(place, len(example.context) - place) > 5 * num_tokens  # characters
+
+
+def test_the_command_line_knows_the_least() -> None:
+    """It refuses before anything is loaded, so that it has the number by itself."""
+    assert LEAST_CONTEXT == LEAST_TOKENS
 
 
 @pytest.mark.parametrize("num_tokens", [0, 63, "400", 400.0, True])

@@ -50,11 +50,10 @@ def qa(
             "--methods",
             metavar="NAME,...",
             help="How the document is read: `none` not at all, `raw` whole in the reader's own "
-            "window, "
-            "`truncate` its most recent tokens, `streaming-llm` with the first ones, `retrieve` "
-            "the pieces that BM25 finds, `llmlingua` and `llmlingua-2` the words that tell most, "
-            "`kvpress-snapkv`, `kvpress-streaming-llm` and `kvpress-knorm` a compressed cache, "
-            "`extensible` rows, `extensible-online` rows of a stream, `extensible-mixed` "
+            "window, `truncate` its most recent tokens, `streaming-llm` with the first ones, "
+            "`retrieve` the pieces that BM25 finds, `llmlingua` and `llmlingua-2` the words that "
+            "tell most, `kvpress-snapkv`, `kvpress-streaming-llm` and `kvpress-knorm` a compressed "
+            "cache, `extensible` rows, `extensible-online` rows of a stream, `extensible-mixed` "
             "rows with the best spans raw, `mean-pool` averaged tokens.",
         ),
     ] = "none,truncate,retrieve,extensible",

@@ -36,7 +36,7 @@ class Example:
     classes: tuple[str, ...] = ()
     """What the answer is one of, if the task says so."""
     evidence: str = ""
-    """The part of the context that answers, if the task says so; parts have blank lines between."""
+    """The part of the context that answers, if the task says so; see `lengths.evidence_span`."""
 
 
 class Filler(Enum):
@@ -111,12 +111,13 @@ class ParquetTask(Task):
                 question=text_of(row, "question", self.path),
                 answers=answers_of(row["answers"], self.path),
                 setting=str(row["task"] or ""),
-                evidence=text_of({"gold_context": "", **_said(row)}, "gold_context", self.path),
+                evidence=self._evidence(row),
             )
 
-
-def _said(row: Mapping[str, object]) -> Mapping[str, object]:
-    return {name: value for name, value in row.items() if value is not None}
+    def _evidence(self, row: Mapping[str, object]) -> str:
+        if row.get("gold_context") is None:
+            return ""
+        return text_of(row, "gold_context", self.path)
 
 
 def text_of(row: Mapping[str, object], name: str, path: Path) -> str:
