@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from .attend import attention_to_rows
 from .context import Context
 from .errors import InputError, MissingExtraError
-from .pieces import PIECE_TOKENS, best_fitting, cut
+from .pieces import PIECE_TOKENS, best_fitting, cut, joined
 from .prompt import AUTO, BETWEEN_SPANS, Prompt, RawSpan, Turn, choose_k, fit, question_prompt
 from .spans import SpanIndex, rank_spans
 
@@ -268,7 +268,7 @@ def best_spans(
     ]
     pieces = [piece for part in parts for piece in part]
     between = len(reader.encode(BETWEEN_SPANS))
-    most = min(asked + between * -(-asked // PIECE_TOKENS), left)
+    most = min(with_marks(asked, between), left)
     ranked = list((ranker or ByWords()).rank(reader, contexts, pieces, question))
     if strange := [each for each in ranked if not 0 <= each < len(pieces)]:
         raise InputError(
@@ -291,6 +291,11 @@ def tokens_of_spans(room: int) -> int:
     than finer rows of all the rest: up to 512 tokens, as long as a sixth is left for rows.
     """
     return int(max(_SHARE * room, min(_LARGEST_SHARE * room, _ENOUGH_TOKENS)))
+
+
+def with_marks(num_tokens: int, mark_tokens: int) -> int:
+    """The most rows of spans that have so many tokens, each with a mark before it."""
+    return num_tokens + mark_tokens * -(-num_tokens // PIECE_TOKENS)
 
 
 def _most_tokens(expand: int | str, room: int) -> int:
@@ -319,11 +324,9 @@ def _pieces(reader: Reader, number: int, context: Context) -> list[Piece]:
 
 
 def _merged(pieces: Sequence[Piece], contexts: Sequence[Context]) -> list[RawSpan]:
-    """Pieces in the order of the text as spans, neighbours together."""
-    spans: list[RawSpan] = []
-    for piece in pieces:
-        span = RawSpan(context=contexts[piece.context], start=piece.start, end=piece.end)
-        if spans and spans[-1].context is span.context and spans[-1].end == span.start:
-            span = dataclasses.replace(span, start=spans.pop().start)
-        spans.append(span)
-    return spans
+    """Pieces in the order of the texts as spans, neighbours together."""
+    return [
+        RawSpan(context=contexts[number], start=start, end=end)
+        for number, part in groupby(pieces, key=lambda piece: piece.context)
+        for start, end in joined((piece.start, piece.end) for piece in part)
+    ]

@@ -9,7 +9,7 @@ Axes: n token.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -166,3 +166,13 @@ def best_fitting(
         if room < least:
             break
     return sorted(chosen)
+
+
+def joined(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pieces (start, end) in the order of the text as spans, neighbours together."""
+    spans: list[tuple[int, int]] = []
+    for start, end in pieces:
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return spans

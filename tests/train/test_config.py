@@ -116,6 +116,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "data_weights": [[], [NAN], [INFINITY], [-1.0], [0.0], [0.5, 0.5], 1.0],
     "questions": [[], [""], "a.jsonl", [3]],
     "question_share": [0, -0.5, 1.5, "half", NAN],
+    "span_tokens": [[], [-1], [2.5], [True], 128, None],
     "cache_dir": ["", 3],
     "reader": ["", None],
     "init_from": ["", 3],

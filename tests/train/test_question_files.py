@@ -16,6 +16,7 @@ import pytest
 
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals.tasks import make_task
+from extensible_embedding.train.question_cache import read_questions
 from extensible_embedding.train.question_files import (
     QA_TASKS,
     Group,
@@ -25,7 +26,6 @@ from extensible_embedding.train.question_files import (
     regroup,
     split,
 )
-from extensible_embedding.train.questions import read_questions
 from extensible_embedding.train.synthetic import CODE_KINDS, PROSE_KINDS
 
 from .made_texts import CODE, PROSE

@@ -17,14 +17,15 @@ from torch import Tensor
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import ConfigError, InputError
 from extensible_embedding.prompt import question_prompt
-from extensible_embedding.train import questions as module
+from extensible_embedding.train import question_cache
 from extensible_embedding.train.config import TrainConfig
+from extensible_embedding.train.question_cache import QuestionFile, tokenize_questions
 from extensible_embedding.train.questions import (
+    MAX_QUESTIONS,
     Document,
     Mixed,
     Questions,
     collate,
-    tokenize_questions,
 )
 from extensible_embedding.train.trainer import instances, train, with_questions
 from extensible_embedding.train.two_stream import TwoStreamModel
@@ -42,7 +43,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture
-def file(tmp_path: Path, tiny_reader: Reader) -> module.QuestionFile:
+def file(tmp_path: Path, tiny_reader: Reader) -> QuestionFile:
     return tokenize_questions(write(tmp_path / "q.jsonl", ROWS), tiny_reader, tmp_path / "cache")
 
 
@@ -67,7 +68,7 @@ def document(questions: Questions, num_questions: int) -> Document:
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("k", [2, 4])
 def test_the_loss_is_that_of_answers_after_the_prompt_that_is_read(
-    tiny_embedder: ExtensibleEmbedder, file: module.QuestionFile, k: int, split: bool
+    tiny_embedder: ExtensibleEmbedder, file: QuestionFile, k: int, split: bool
 ) -> None:
     model = TwoStreamModel(tiny_embedder)
     model.split = split
@@ -88,7 +89,7 @@ def test_a_reader_without_a_chat_template(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_the_mean_of_all_answer_tokens(
-    tiny_embedder: ExtensibleEmbedder, file: module.QuestionFile
+    tiny_embedder: ExtensibleEmbedder, file: QuestionFile
 ) -> None:
     questions = Questions([file], scale_factors=[4])
     batch = collate([document(questions, 2), document(questions, 1)])
@@ -97,7 +98,7 @@ def test_a_batch_is_the_mean_of_all_answer_tokens(
 
 
 def test_gradients_reach_every_weight_and_no_reader(
-    tiny_embedder: ExtensibleEmbedder, file: module.QuestionFile
+    tiny_embedder: ExtensibleEmbedder, file: QuestionFile
 ) -> None:
     batch = collate([document(Questions([file], scale_factors=[4]), 2)])
     TwoStreamModel(tiny_embedder)(**batch)["loss"].backward()
@@ -106,13 +107,13 @@ def test_gradients_reach_every_weight_and_no_reader(
     assert all(weight.grad is None for weight in tiny_embedder.reader.model.parameters())
 
 
-def test_predicted_tokens_are_counted_without_reading(file: module.QuestionFile) -> None:
+def test_predicted_tokens_are_counted_without_reading(file: QuestionFile) -> None:
     questions = Questions([file], scale_factors=[2, 4])
     for index in range(10):
         assert questions.num_predicted(index) == int(questions[index].answers.sum())
 
 
-def test_draws_depend_on_the_seed_and_the_number_alone(file: module.QuestionFile) -> None:
+def test_draws_depend_on_the_seed_and_the_number_alone(file: QuestionFile) -> None:
     one, two = (Questions([file], scale_factors=[2, 4, 8], batch_size=2, seed=5) for _ in "ab")
     other = Questions([file], scale_factors=[2, 4, 8], batch_size=2, seed=6)
     drawn = [one[index] for index in range(40)]
@@ -130,7 +131,7 @@ def test_at_most_so_many_questions_of_a_document(tmp_path: Path, tiny_reader: Re
     file = tokenize_questions(path, tiny_reader, tmp_path / "cache")
     drawn = Questions([file], scale_factors=[4])
     assert len(file) == 1
-    assert {len(drawn[index].blocks) for index in range(5)} == {module.MAX_QUESTIONS}
+    assert {len(drawn[index].blocks) for index in range(5)} == {MAX_QUESTIONS}
     assert not torch.equal(drawn[0].blocks, drawn[1].blocks)
 
 
@@ -154,7 +155,7 @@ def test_the_cache_is_used_and_another_template_has_its_own(
     plain = Reader(tiny_llama(), byte_tokenizer(chat=False), name="plain")
     tokenize_questions(path, plain, cache)
     assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr(module, "read_questions", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(question_cache, "read_questions", lambda path: pytest.fail("read again"))
     tokenize_questions(path, tiny_reader, cache)
 
 

@@ -33,6 +33,7 @@ _SHAPING = (
     "data_weights",
     "questions",
     "question_share",
+    "span_tokens",
     "init_from",
     "scale_factors",
     "instance_tokens",

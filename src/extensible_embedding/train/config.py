@@ -34,6 +34,9 @@ class TrainConfig:
     `question` and `answers`; a context is at most as long as the reader's window."""
     question_share: float = 0.5
     """Share of batches that are questions, if there are any; the others are text."""
+    span_tokens: list[int] = field(default_factory=lambda: [0])
+    """The most tokens of raw spans before a question, as `expand` reads them, are drawn from these,
+    once a context; 0: rows alone."""
     cache_dir: str | None = None
     """Folder of token caches; by default in the user's cache folder."""
     reader: str = "default"
@@ -178,6 +181,7 @@ RANGES: dict[str, Range] = {
     "data": _FILES,
     "data_weights": _or_null((_SHARES[0], lambda value: _SHARES[1](value) and sum(value) > 0)),
     "questions": _or_null(_FILES),
+    "span_tokens": _list("a list of whole numbers, 0 or more", _whole(0)),
     "question_share": _number("a number above 0, 1 at most", lambda value: 0 < value <= 1),
     "cache_dir": _or_null(_TEXT),
     "reader": _TEXT,

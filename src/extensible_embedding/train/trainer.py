@@ -40,7 +40,8 @@ from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
 from .packing import MOST_PIECES, PackedSequences, check_packs, collate_packed
 from .processes import load_reader, processes
-from .questions import Mixed, Questions, collate, tokenize_questions
+from .question_cache import tokenize_questions
+from .questions import Mixed, Questions, collate
 from .sharded_trainer import ShardedTrainer
 from .sharding import check_shards, launched_plain, put_weights, shard, sharding, whole_weights
 from .speed import check_compiler, compiled, keep_freed_memory
@@ -240,6 +241,7 @@ def question_documents(
     return Questions(
         files,
         scale_factors=config.scale_factors,
+        span_tokens=config.span_tokens,
         batch_size=config.batch_size if config.sequence_places is None else 1,
         seed=config.seed,
         first=first_factors(config, processes(reader.device).num_processes),
