@@ -34,7 +34,7 @@ def streamed(reader: Reader, context: Context, **settings: Any) -> AnswerStream:
 
 
 def test_an_answer_says_what_it_was_read_from(tiny_reader: Reader, context: Context) -> None:
-    answer = whole(tiny_reader, context, k=4, max_new_tokens=4)
+    answer = whole(tiny_reader, context, k=4, expand=0, max_new_tokens=4)
     prompt = question_prompt(tiny_reader, [context], "Who?")
     assert answer.k == 4
     assert answer.num_context_tokens == 200
@@ -53,7 +53,7 @@ def test_an_answer_is_greedy_over_the_prompts_embeddings(
             logits = tiny_reader.model(inputs_embeds=embeds[None]).logits[0, -1]
         ids.append(int(logits.argmax()))
         embeds = torch.cat([embeds, tiny_reader.embed_tokens(torch.tensor(ids[-1:]))])
-    answer = whole(tiny_reader, context, k=4, max_new_tokens=6, **KEEP_GOING)
+    answer = whole(tiny_reader, context, k=4, expand=0, max_new_tokens=6, **KEEP_GOING)
     assert answer.text == tiny_reader.decode(ids).strip()
 
 
@@ -290,7 +290,7 @@ def test_a_first_token_makes_logits_of_the_last_row_and_copies_no_head(
 
 def test_beams_are_searched(tiny_reader: Reader, context: Context) -> None:
     """Every beam has logits of its own last row."""
-    settings = {"k": 4, "max_new_tokens": 6, "num_beams": 3, **KEEP_GOING}
+    settings = {"k": 4, "expand": 0, "max_new_tokens": 6, "num_beams": 3, **KEEP_GOING}
     ours = whole(tiny_reader, context, **settings)
     embeds = question_prompt(tiny_reader, [context], "Who?").embeds(tiny_reader, 4)[None]
     ids = tiny_reader.model.generate(

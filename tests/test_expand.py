@@ -315,6 +315,18 @@ def test_an_expand_that_is_no_number(
 def test_answers_expand(embedder: ExtensibleEmbedder, context: Context) -> None:
     reader = Reader(embedder.reader.model, embedder.reader.tokenizer, window=700)
     answer = reader.answer(context, QUESTION, expand="auto", max_new_tokens=4)
-    plain = reader.answer(context, QUESTION, max_new_tokens=4)
+    plain = reader.answer(context, QUESTION, expand=0, max_new_tokens=4)
     assert answer.k > plain.k
     assert answer.prompt_rows <= 696
+    assert reader.answer(context, QUESTION, max_new_tokens=4) == answer
+    batch = reader.answers(context, [QUESTION, QUESTION], max_new_tokens=4)
+    assert [each.prompt_rows for each in batch] == [answer.prompt_rows] * 2
+    (rows_alone,) = reader.answers([context], [QUESTION], expand=0, max_new_tokens=4)
+    assert rows_alone.prompt_rows == plain.prompt_rows
+
+
+def test_spans_take_half_of_the_texts_at_most(tiny_reader: Reader, context: Context) -> None:
+    """However much room there is: at a k that was asked for, too."""
+    prompt = expanded_prompt(tiny_reader, [context], QUESTION, k=4, expand=5000, room=9000)
+    raw = prompt.num_raw - question_prompt(tiny_reader, [context], QUESTION).num_raw
+    assert 0.4 < raw / context.num_tokens <= 0.5

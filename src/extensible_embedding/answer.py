@@ -20,7 +20,7 @@ from .context import Context
 from .errors import InputError, WindowError
 from .expand import SpanRanker, expanded_prompt
 from .generation import FinishReason, NewText, generate
-from .prompt import AUTO, Prompt, Turn, fit, question_prompt, text_prompt
+from .prompt import AUTO, Prompt, Turn, fit, text_prompt
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -129,19 +129,7 @@ class AnswerMixin:
             InputError: k or max_new_tokens is not usable.
             WindowError: it does not fit.
         """
-        reader = cast("Reader", self)
-        if max_new_tokens < 1:
-            raise InputError(
-                f"At least 1 token is generated, but max_new_tokens is {max_new_tokens}; ask for 1 "
-                "or more."
-            )
-        if max_new_tokens >= reader.window:
-            raise WindowError(
-                f"New tokens must leave rows for the prompt in the window of {reader.window}, but "
-                f"max_new_tokens is {max_new_tokens}; ask for fewer, or use a reader with a larger "
-                "window."
-            )
-        chosen = fit(prompt, k, reader.window - max_new_tokens)
+        chosen = fit(prompt, k, _room(cast("Reader", self), max_new_tokens))
         return Plan(
             prompt=prompt,
             k=max(prompt.each_k(chosen), default=1),
@@ -191,7 +179,7 @@ class AnswerMixin:
         k: int | str | Sequence[int] = AUTO,
         stream: Literal[False] = False,
         history: Sequence[Turn] = (),
-        expand: int | str = 0,
+        expand: int | str = AUTO,
         ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
@@ -206,7 +194,7 @@ class AnswerMixin:
         k: int | str | Sequence[int] = AUTO,
         stream: Literal[True],
         history: Sequence[Turn] = (),
-        expand: int | str = 0,
+        expand: int | str = AUTO,
         ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
@@ -221,7 +209,7 @@ class AnswerMixin:
         k: int | str | Sequence[int] = AUTO,
         stream: bool,
         history: Sequence[Turn] = (),
-        expand: int | str = 0,
+        expand: int | str = AUTO,
         ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
@@ -235,7 +223,7 @@ class AnswerMixin:
         k: int | str | Sequence[int] = AUTO,
         stream: bool = False,
         history: Sequence[Turn] = (),
-        expand: int | str = 0,
+        expand: int | str = AUTO,
         ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
@@ -250,7 +238,7 @@ class AnswerMixin:
             stream: return an `AnswerStream` at once.
             history: earlier (question, answer) turns on the same contexts.
             expand: the most tokens of the spans that matter to the question, read raw beside the
-                rows, or "auto": a third of the room, more of a small one.
+                rows, or "auto": a third of the room, more of a small one. 0: rows alone.
             ranker: says which spans matter, by default those that share words with the question.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments; greedy unless they say otherwise.
@@ -265,18 +253,16 @@ class AnswerMixin:
                 "An answer draws on at least 1 context, but there is none; compress a text, or ask "
                 "the model itself with `reader.model.generate`."
             )
-        prompt = question_prompt(reader, given, question, history)
-        if expand:
-            prompt = expanded_prompt(
-                reader,
-                given,
-                question,
-                k=k,
-                expand=expand,
-                room=reader.window - max_new_tokens,
-                history=history,
-                ranker=ranker,
-            )
+        prompt = expanded_prompt(
+            reader,
+            given,
+            question,
+            k=k,
+            expand=expand,
+            room=_room(reader, max_new_tokens),
+            history=history,
+            ranker=ranker,
+        )
         return self.reply(prompt, k=k, stream=stream, max_new_tokens=max_new_tokens, **generation)
 
     @overload
@@ -319,19 +305,38 @@ class AnswerMixin:
         questions: Sequence[str],
         *,
         k: int | str | Sequence[int] = AUTO,
+        expand: int | str = AUTO,
+        ranker: SpanRanker | None = None,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> list[Answer]:
         """Answers a batch: question i about context i, in one pass; else as `answer`."""
         reader = cast("Reader", self)
-        pairs = zip(_spread(contexts, len(questions)), questions, strict=True)
-        plans = [
-            self.plan(question_prompt(reader, part, question), k, max_new_tokens)
-            for part, question in pairs
+        room = _room(reader, max_new_tokens)
+        prompts = [
+            expanded_prompt(reader, part, question, k=k, expand=expand, room=room, ranker=ranker)
+            for part, question in zip(_spread(contexts, len(questions)), questions, strict=True)
         ]
+        plans = [self.plan(prompt, k, max_new_tokens) for prompt in prompts]
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         texts = generate(reader, plans, settings)
         return [_answer(reader, plan, text) for plan, text in zip(plans, texts, strict=True)]
+
+
+def _room(reader: Reader, max_new_tokens: int) -> int:
+    """Rows of the window that are left for a prompt."""
+    if max_new_tokens < 1:
+        raise InputError(
+            f"At least 1 token is generated, but max_new_tokens is {max_new_tokens}; ask for 1 "
+            "or more."
+        )
+    if max_new_tokens >= reader.window:
+        raise WindowError(
+            f"New tokens must leave rows for the prompt in the window of {reader.window}, but "
+            f"max_new_tokens is {max_new_tokens}; ask for fewer, or use a reader with a larger "
+            "window."
+        )
+    return reader.window - max_new_tokens
 
 
 def _spread(contexts: Contexts, how_many: int) -> list[list[Context]]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _SHARE = 1 / 3
 _LARGEST_SHARE = 5 / 6
 _ENOUGH_TOKENS = 512
+_OF_TEXT = 2
+"""Spans and what parts them take one of so many tokens of the texts at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +214,9 @@ def expanded_prompt(
         question: as of `question_prompt`.
         k: at which the contexts are to be read.
         expand: the most tokens of spans, or "auto": `tokens_of_spans`; less where rows need
-            more. Spans are pieces of a text (`pieces.cut`), so that a few tokens are left over;
-            there is room for one piece unless the number is 0.
+            more, and half of the texts' tokens at most: more would save hardly a row. Spans are
+            pieces of a text (`pieces.cut`), so that a few tokens are left over; there is room for
+            one piece unless the number is 0.
         room: rows of the whole prompt.
         history: as of `question_prompt`.
         ranker: says which spans are best, by default `ByWords`.
@@ -268,7 +271,9 @@ def best_spans(
     ]
     pieces = [piece for part in parts for piece in part]
     between = len(reader.encode(BETWEEN_SPANS))
-    most = min(with_marks(asked, between), left)
+    most = min(
+        with_marks(asked, between), left, most_of(sum(len(each.token_ids) for each in pieces))
+    )
     ranked = list((ranker or ByWords()).rank(reader, contexts, pieces, question))
     if strange := [each for each in ranked if not 0 <= each < len(pieces)]:
         raise InputError(
@@ -291,6 +296,11 @@ def tokens_of_spans(room: int) -> int:
     than finer rows of all the rest: up to 512 tokens, as long as a sixth is left for rows.
     """
     return int(max(_SHARE * room, min(_LARGEST_SHARE * room, _ENOUGH_TOKENS)))
+
+
+def most_of(num_tokens: int) -> int:
+    """The most rows of spans of texts that have so many tokens."""
+    return num_tokens // _OF_TEXT
 
 
 def with_marks(num_tokens: int, mark_tokens: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..expand import with_marks
+from ..expand import most_of, with_marks
 from ..pieces import best_fitting, cut, joined
 from ..prompt import BETWEEN_SPANS
 from ..reader import Reader
@@ -50,8 +50,6 @@ def spans_within(
 ) -> list[tuple[int, int]]:
     """Start and end of the best spans, in the order of the text; none where there is no room.
 
-    They take half of the context at most: with their rows no more than the context raw would.
-
     Args:
         ends: of the pieces, (P,).
         order: numbers of the pieces, best first.
@@ -62,7 +60,7 @@ def spans_within(
         return []
     pieces = list(zip([0, *ends], ends, strict=False))
     sizes = [end - start + mark_tokens for start, end in pieces]
-    room = min(with_marks(num_tokens, mark_tokens), ends[-1] // 2)
+    room = min(with_marks(num_tokens, mark_tokens), most_of(ends[-1]))
     return joined(pieces[number] for number in best_fitting(order, sizes, room))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...embedder import ExtensibleEmbedder
-from ...expand import tokens_of_spans
+from ...expand import most_of, tokens_of_spans, with_marks
 from ...pieces import PIECE_TOKENS
 from ...prompt import BETWEEN_SPANS
 from .base import EmbedsReading, Passage, Reading, raw_reading, room_for_context
@@ -35,7 +35,7 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 9
+    version = 10
     reads_all = False
 
     def __init__(
@@ -78,9 +78,8 @@ class ExtensibleMixed(Extensible):
         older text, at k or at the largest there is.
         """
         if len(passage.tail):
-            asked = tokens_of_spans(room)
-            parting = len(self.reader.encode(BETWEEN_SPANS)) * -(-asked // PIECE_TOKENS)
+            asked = with_marks(tokens_of_spans(room), len(self.reader.encode(BETWEEN_SPANS)))
             fewest_rows = self._num_rows(split, self.k or self._largest_k)
-            return max(0, min(asked + parting, most - fewest_rows))
+            return max(0, min(asked, most - fewest_rows, most_of(split)))
         pieces = min(round(self.following_share * room / PIECE_TOKENS), most // PIECE_TOKENS)
         return pieces * PIECE_TOKENS
