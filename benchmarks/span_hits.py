@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from extensible_embedding import Reader
-from extensible_embedding.pieces import PIECE_TOKENS, best_fitting, cut
+from extensible_embedding.pieces import PIECE_TOKENS, best_fitting, cut, joined
 from extensible_embedding.spans import rank_spans
 
 Span = tuple[int, int]
@@ -45,7 +45,7 @@ def main() -> None:
     for task, rows in tasks(options.file).items():
         sample = drawn.sample(rows, min(options.num_questions, len(rows)))
         for row in track(sample, task, console=Console(stderr=True)):
-            ids = joined(reader, row, rows, options.context_tokens, drawn)
+            ids = joined_texts(reader, row, rows, options.context_tokens, drawn)
             answer = plain(row["answers"][0])
             if answer not in plain(reader.decode(ids)):
                 continue
@@ -91,7 +91,7 @@ def tasks(path: Path) -> dict[str, list[dict[str, Any]]]:
     return by_task
 
 
-def joined(
+def joined_texts(
     reader: Reader, row: dict[str, Any], rows: list[dict[str, Any]], most: int, drawn: random.Random
 ) -> Tensor:
     """Token ids of a question's context among others, in an order that is drawn."""
@@ -110,25 +110,16 @@ def by_text(reader: Reader, ids: Tensor, ranked: Ranked, room: int) -> list[Span
     """Pieces as they are read, neighbours as one span."""
     pieces = cut(reader, ids)
     chosen = best_fitting(ranked(pieces), [end - start for start, end in pieces], room)
-    return as_spans([pieces[number] for number in chosen])
+    return joined([pieces[number] for number in chosen])
 
 
 def by_tokens(reader: Reader, ids: Tensor, ranked: Ranked, room: int) -> list[Span]:
     """Pieces of one size, whatever they cut, neighbours as one span."""
     pieces = list(pairwise([*range(0, len(ids), PIECE_TOKENS), len(ids)]))
-    return as_spans([pieces[number] for number in sorted(ranked(pieces)[: room // PIECE_TOKENS])])
+    return joined([pieces[number] for number in sorted(ranked(pieces)[: room // PIECE_TOKENS])])
 
 
 CHOICES: dict[str, Choice] = {"lines and sentences": by_text, f"{PIECE_TOKENS} each": by_tokens}
-
-
-def as_spans(pieces: Sequence[Span]) -> list[Span]:
-    """Neighbours together."""
-    spans: list[Span] = []
-    for start, end in pieces:
-        first = spans.pop()[0] if spans and spans[-1][1] == start else start
-        spans.append((first, end))
-    return spans
 
 
 def plain(text: str) -> str:

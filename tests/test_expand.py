@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -312,7 +313,17 @@ def test_an_expand_that_is_no_number(
         expanded_prompt(tiny_reader, [context], QUESTION, expand=expand, room=600)
 
 
-def test_answers_expand(embedder: ExtensibleEmbedder, context: Context) -> None:
+def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def call(*args: Any, **settings: Any) -> Any:
+        calls.append(1)
+        return function(*args, **settings)
+
+    return call
+
+
+def test_answers_expand(
+    embedder: ExtensibleEmbedder, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = Reader(embedder.reader.model, embedder.reader.tokenizer, window=700)
     answer = reader.answer(context, QUESTION, expand="auto", max_new_tokens=4)
     plain = reader.answer(context, QUESTION, expand=0, max_new_tokens=4)
@@ -321,8 +332,24 @@ def test_answers_expand(embedder: ExtensibleEmbedder, context: Context) -> None:
     assert reader.answer(context, QUESTION, max_new_tokens=4) == answer
     batch = reader.answers(context, [QUESTION, QUESTION], max_new_tokens=4)
     assert [each.prompt_rows for each in batch] == [answer.prompt_rows] * 2
+    built: list[int] = []
+    monkeypatch.setattr(SpanIndex, "__init__", _counted(SpanIndex.__init__, built))
+    reader.answers(context, [QUESTION, "Who?", "Why?"], max_new_tokens=4)
+    assert len(built) == 1
     (rows_alone,) = reader.answers([context], [QUESTION], expand=0, max_new_tokens=4)
     assert rows_alone.prompt_rows == plain.prompt_rows
+
+
+class Failing(SpanRanker):
+    """Must not be asked."""
+
+    def rank(self, *args: Any) -> list[int]:
+        pytest.fail("asked")
+
+
+def test_without_spans_nothing_is_ranked(tiny_reader: Reader, context: Context) -> None:
+    answer = tiny_reader.answer(context, "Who?", expand=0, ranker=Failing(), max_new_tokens=4)
+    assert answer.k > 1
 
 
 def test_spans_take_half_of_the_texts_at_most(tiny_reader: Reader, context: Context) -> None:

@@ -18,7 +18,7 @@ from transformers import TextIteratorStreamer
 
 from .context import Context
 from .errors import InputError, WindowError
-from .expand import SpanRanker, expanded_prompt
+from .expand import ByWords, SpanRanker, expanded_prompt
 from .generation import FinishReason, NewText, generate
 from .prompt import AUTO, Prompt, Turn, fit, text_prompt
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .reader import Reader
 
 Contexts = Context | Sequence[Context]
+_KEPT_BYTES = 64 << 20
+"""Of the words of a batch's contexts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,11 +236,12 @@ class AnswerMixin:
             contexts: what the answer draws on, in order; each may have its own title.
             question: asked after the rows.
             k: scale factor to read at, one for all contexts or one for each, or "auto": the
-                smallest that fit the window.
+                smallest that fit the window, beside spans where it is not all raw.
             stream: return an `AnswerStream` at once.
             history: earlier (question, answer) turns on the same contexts.
             expand: the most tokens of the spans that matter to the question, read raw beside the
-                rows, or "auto": a third of the room, more of a small one. 0: rows alone.
+                rows, or "auto": a third of the room, more of a small one; half of the texts'
+                tokens at most. 0: rows alone.
             ranker: says which spans matter, by default those that share words with the question.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments; greedy unless they say otherwise.
@@ -310,9 +313,12 @@ class AnswerMixin:
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> list[Answer]:
-        """Answers a batch: question i about context i, in one pass; else as `answer`."""
+        """Answers a batch: question i about context i, in one pass; without history.
+
+        Else as `answer`; the words of a context are counted once, however many questions it has.
+        """
         reader = cast("Reader", self)
-        room = _room(reader, max_new_tokens)
+        room, ranker = _room(reader, max_new_tokens), ranker or ByWords(kept_bytes=_KEPT_BYTES)
         prompts = [
             expanded_prompt(reader, part, question, k=k, expand=expand, room=room, ranker=ranker)
             for part, question in zip(_spread(contexts, len(questions)), questions, strict=True)

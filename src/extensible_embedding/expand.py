@@ -35,7 +35,7 @@ _SHARE = 1 / 3
 _LARGEST_SHARE = 5 / 6
 _ENOUGH_TOKENS = 512
 _OF_TEXT = 2
-"""Spans and what parts them take one of so many tokens of the texts at most."""
+"""Spans and their marks take one of so many tokens of the texts at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +215,8 @@ def expanded_prompt(
         k: at which the contexts are to be read.
         expand: the most tokens of spans, or "auto": `tokens_of_spans`; less where rows need
             more, and half of the texts' tokens at most: more would save hardly a row. Spans are
-            pieces of a text (`pieces.cut`), so that a few tokens are left over; there is room for
-            one piece unless the number is 0.
+            pieces of a text (`pieces.cut`), so that a few tokens are left over; a number below that
+            of one piece means one.
         room: rows of the whole prompt.
         history: as of `question_prompt`.
         ranker: says which spans are best, by default `ByWords`.
@@ -260,7 +260,7 @@ def best_spans(
     """
     asked = _most_tokens(expand, room - plain.num_raw)
     chosen = fit(plain, k, room)
-    if set(plain.each_k(chosen)) <= {1}:
+    if not asked or set(plain.each_k(chosen)) <= {1}:
         return []
     coarsest = tuple(context.coarsest_k for context in contexts)
     left = room - plain.num_rows(coarsest if k == AUTO else chosen)
@@ -271,9 +271,8 @@ def best_spans(
     ]
     pieces = [piece for part in parts for piece in part]
     between = len(reader.encode(BETWEEN_SPANS))
-    most = min(
-        with_marks(asked, between), left, most_of(sum(len(each.token_ids) for each in pieces))
-    )
+    text_tokens = sum(len(each.token_ids) for each in pieces)
+    most = min(room_of_spans(asked, between, text_tokens), left)
     ranked = list((ranker or ByWords()).rank(reader, contexts, pieces, question))
     if strange := [each for each in ranked if not 0 <= each < len(pieces)]:
         raise InputError(
@@ -298,14 +297,15 @@ def tokens_of_spans(room: int) -> int:
     return int(max(_SHARE * room, min(_LARGEST_SHARE * room, _ENOUGH_TOKENS)))
 
 
-def most_of(num_tokens: int) -> int:
-    """The most rows of spans of texts that have so many tokens."""
-    return num_tokens // _OF_TEXT
+def room_of_spans(num_tokens: int, mark_tokens: int, text_tokens: int) -> int:
+    """Rows for spans of so many tokens, each with a mark before it: half of the texts' at most."""
+    marks = mark_tokens * -(-num_tokens // PIECE_TOKENS)
+    return min(num_tokens + marks, text_tokens // _OF_TEXT)
 
 
-def with_marks(num_tokens: int, mark_tokens: int) -> int:
-    """The most rows of spans that have so many tokens, each with a mark before it."""
-    return num_tokens + mark_tokens * -(-num_tokens // PIECE_TOKENS)
+def at_least_a_piece(num_tokens: int) -> int:
+    """Tokens of spans that are asked for as a number: room for one piece, unless it is 0."""
+    return max(num_tokens, PIECE_TOKENS) if num_tokens else 0
 
 
 def _most_tokens(expand: int | str, room: int) -> int:
@@ -317,7 +317,7 @@ def _most_tokens(expand: int | str, room: int) -> int:
             f'Spans take a number of tokens, 0 or more, or "auto", but expand is {expand!r}; give '
             "one of these."
         )
-    return max(expand, PIECE_TOKENS) if expand else 0
+    return at_least_a_piece(expand)
 
 
 def _pieces(reader: Reader, number: int, context: Context) -> list[Piece]:

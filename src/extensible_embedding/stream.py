@@ -138,7 +138,9 @@ class ContextStream:
     def answer(
         self, question: str, *, max_new_tokens: int = 128, stream: bool = False, **generation: Any
     ) -> Answer | AnswerStream:
-        """Answers from all that was read so far; settings as `Reader.answer`.
+        """Answers from all that was read so far: rows and recent text, without other raw spans.
+
+        Settings are those of `Reader.respond`.
 
         Raises:
             InputError: nothing was read, or the question is empty.

@@ -72,6 +72,15 @@ def ways(embedder: ExtensibleEmbedder, *losses: float) -> tuple[ExtensibleAdapti
     return method, made
 
 
+def test_it_is_another_version_where_what_it_reads_by_is(tiny_embedder: ExtensibleEmbedder) -> None:
+    """Kept answers of another way of reading are not taken for its own."""
+    adaptive, mixed = (
+        make_method(name, tiny_embedder, k=8).version
+        for name in ("extensible-adaptive", "extensible-mixed")
+    )
+    assert (adaptive, mixed) == (11, 10), "raise both where mixed precision reads otherwise"
+
+
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_the_way_with_the_least_loss_on_the_end_reads_first(
     tiny_embedder: ExtensibleEmbedder, best: int

@@ -132,6 +132,22 @@ def test_before_a_question_it_reads_as_an_expanded_prompt_does(
     torch.testing.assert_close(reading.embeds, torch.cat(parts))
 
 
+@pytest.mark.parametrize("num_tokens", [80, 110, 130, 160])
+def test_a_text_too_short_for_spans_is_rows_as_in_a_prompt(
+    tiny_embedder: ExtensibleEmbedder, num_tokens: int
+) -> None:
+    reader, question = tiny_embedder.reader, "Which hill?"
+    text = "".join(f"Upon hill {number} the rain fell then. " for number in range(9))[:num_tokens]
+    context = tiny_embedder.compress(text, k=8)
+    head, tail = question_frame(reader, question)
+    room = len(head) + num_tokens + len(tail) - 5
+    prompt = expanded_prompt(reader, [context], question, k=8, room=room)
+    passage = Passage(head=head, context=context.token_ids, tail=tail, question=question)
+    reading = make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room)
+    assert isinstance(reading, EmbedsReading)
+    assert len(reading.embeds) == prompt.num_rows(8)
+
+
 @pytest.mark.parametrize("room", [70, 100, 130, 200])
 @pytest.mark.parametrize("tail", ["", "hill?"])
 def test_a_small_room_is_kept_to(tiny_embedder: ExtensibleEmbedder, room: int, tail: str) -> None:

@@ -21,7 +21,7 @@ LONG = "".join(f"{number}. The heron waits by the mill. " for number in range(40
 
 @pytest.fixture
 def planner(tiny_reader: Reader, embedder: ExtensibleEmbedder) -> Planner:
-    settings = ServeSettings(max_new_tokens=8)
+    settings = ServeSettings(max_new_tokens=8, expand=0)
     return Planner(tiny_reader, embedder.config, embedder.fingerprint, settings)
 
 
@@ -176,7 +176,7 @@ def test_rows_of_a_long_message_are_made_once(
 def test_the_rows_that_are_kept_are_limited(
     tiny_reader: Reader, embedder: ExtensibleEmbedder
 ) -> None:
-    settings = ServeSettings(cache_bytes=1)
+    settings = ServeSettings(cache_bytes=1, expand=0)
     planner = Planner(tiny_reader, embedder.config, embedder.fingerprint, settings)
     for _ in range(2):
         draft = planner.chat(chat(("user", LONG), max_tokens=8), [])

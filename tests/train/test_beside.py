@@ -39,7 +39,7 @@ def spans_of(file: QuestionFile, question: int, num_tokens: int) -> list[tuple[i
     return spans_within(ends, order, num_tokens, len(file.mark))
 
 
-@pytest.mark.parametrize("num_tokens", [64, 100, 150])
+@pytest.mark.parametrize("num_tokens", [8, 64, 100, 150])
 def test_spans_are_those_of_mixed_precision(
     tiny_embedder: ExtensibleEmbedder, file: QuestionFile, num_tokens: int
 ) -> None:
@@ -109,3 +109,13 @@ def test_draws_say_how_many_tokens_before_they_are_read(file: QuestionFile) -> N
 def test_where_all_is_raw_there_are_no_spans(file: QuestionFile) -> None:
     raw = Questions([file], scale_factors=[1], span_tokens=[150])[0]
     assert torch.equal(raw.blocks, Questions([file], scale_factors=[1])[0].blocks)
+
+
+def test_a_context_too_short_for_spans_keeps_its_questions(
+    tmp_path: Path, tiny_reader: Reader
+) -> None:
+    path = tmp_path / "short.jsonl"
+    rows = [{**row, "context": "The ibis is grey."} for row in ROWS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = tokenize_questions(path, tiny_reader, tmp_path / "cache")
+    assert len(Questions([file], scale_factors=[4], span_tokens=[150])[0].blocks) == len(ROWS)

@@ -180,6 +180,11 @@ def test_the_ends_of_ranges_are_in_them(key: str, value: object) -> None:
     TrainConfig(**{**LEAST, "data": ["a", "b"], key: value})
 
 
+def test_spans_without_questions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="`span_tokens` is .0. without `questions`"):
+        TrainConfig(**{**LEAST, "span_tokens": [0, 128]})
+
+
 def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
     text = "output_dir: a\ndata: [b]\nseed: 1\noutput_dir: c\n"
     with pytest.raises(ConfigError, match="`output_dir` comes again in line 4; delete one"):

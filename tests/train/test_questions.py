@@ -18,6 +18,7 @@ from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.errors import ConfigError, InputError
 from extensible_embedding.prompt import question_prompt
 from extensible_embedding.train import question_cache
+from extensible_embedding.train.checkpoints import SETTINGS
 from extensible_embedding.train.config import TrainConfig
 from extensible_embedding.train.question_cache import QuestionFile, tokenize_questions
 from extensible_embedding.train.questions import (
@@ -230,7 +231,11 @@ def test_a_run_on_questions_learns_and_is_counted(asking: TrainConfig, reader: R
 
 def test_a_run_goes_on_only_with_its_own_questions(asking: TrainConfig, reader: Reader) -> None:
     train(dataclasses.replace(asking, max_steps=4), reader=reader)
-    for change in ({"question_share": 0.25}, {"questions": None}):
+    file = Path(asking.output_dir) / "checkpoint-4" / SETTINGS
+    saved = json.loads(file.read_text())
+    assert saved.pop("span_tokens") == [0]
+    file.write_text(json.dumps(saved))  # as an earlier version wrote it
+    for change in ({"question_share": 0.25}, {"span_tokens": [64]}, {"questions": None}):
         with pytest.raises(ConfigError, match=f"`{next(iter(change))}` was"):
             train(dataclasses.replace(asking, **change), reader=reader)  # type: ignore[arg-type]
 

@@ -28,7 +28,8 @@ ExpandOption = Annotated[
         "--expand",
         metavar="off|auto|N",
         help="Read the spans that matter to the question raw, beside the rows: at most N tokens, "
-        "or `auto`, a third of the window, more of a small one: what is raw is exact.",
+        "or `auto`, a third of the window, more of a small one; half of the text at most: what is "
+        "raw is exact.",
     ),
 ]
 SpansOption = Annotated[

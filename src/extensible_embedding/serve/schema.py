@@ -34,8 +34,8 @@ class Extensible(Given):
     expand: Annotated[int, Field(ge=0, le=1 << 20)] | Literal["auto"] | None = Field(
         default=None,
         description="The most tokens of passages that share words with the question, read raw as "
-        'well; "auto" takes a third of the room, more of a small one. By default as the server '
-        "is set.",
+        'well; "auto" takes a third of the room, more of a small one; half of the texts at most. '
+        "By default as the server is set.",
     )
     cite: bool = Field(default=False, description="Say where the answer comes from.")
 

@@ -43,7 +43,7 @@ class ServeSettings:
     """Tokens per row, as contexts are kept."""
     row_type: str = "bfloat16"
     """In which numbers."""
-    expand: int | str = 0
+    expand: int | str = "auto"
     """Tokens of spans that are read raw beside rows, or "auto", where a request does not say."""
     max_new_tokens: int = 512
     """Where a request does not say; at most a quarter of the window."""

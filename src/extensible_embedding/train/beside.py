@@ -4,7 +4,7 @@ In: a context and questions on it, once; later a number of tokens. Out: the cont
 the order in which they matter to each question, later the token ids of the best ones that fit.
 Knows nothing of rows and losses.
 
-Axes: n token of a context.
+Axes: n token of a context, P piece, m token of a mark.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..expand import most_of, with_marks
+from ..expand import at_least_a_piece, room_of_spans
 from ..pieces import best_fitting, cut, joined
 from ..prompt import BETWEEN_SPANS
 from ..reader import Reader
@@ -60,7 +60,7 @@ def spans_within(
         return []
     pieces = list(zip([0, *ends], ends, strict=False))
     sizes = [end - start + mark_tokens for start, end in pieces]
-    room = min(with_marks(num_tokens, mark_tokens), most_of(ends[-1]))
+    room = room_of_spans(at_least_a_piece(num_tokens), mark_tokens, ends[-1])
     return joined(pieces[number] for number in best_fitting(order, sizes, room))
 
 

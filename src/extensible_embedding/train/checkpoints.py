@@ -92,7 +92,11 @@ def check_goes_on(
 
 
 def _as_now(saved: dict[str, Any]) -> dict[str, Any]:
-    """Settings as this version names them; earlier ones kept both factors of a step's batches."""
+    """Settings as this version names them.
+
+    Earlier ones kept both factors of a step's batches, and read no spans.
+    """
+    saved.setdefault("span_tokens", [0])
     if _NUM_PROCESSES in saved:
         saved[_STEP_BATCHES] = saved.pop(_NUM_PROCESSES) * saved.pop(_ACCUMULATION)
     return saved

@@ -130,6 +130,8 @@ class TrainConfig:
             )
         if self.sequence_places is not None:
             self._check_packing()
+        if self.questions is None:
+            self._require(not any(self.span_tokens), "span_tokens", "[0] without `questions`")
         as_many = self.data_weights is None or len(self.data_weights) == len(self.data)
         self._require(as_many, "data_weights", shares)
 
@@ -181,8 +183,8 @@ RANGES: dict[str, Range] = {
     "data": _FILES,
     "data_weights": _or_null((_SHARES[0], lambda value: _SHARES[1](value) and sum(value) > 0)),
     "questions": _or_null(_FILES),
-    "span_tokens": _list("a list of whole numbers, 0 or more", _whole(0)),
     "question_share": _number("a number above 0, 1 at most", lambda value: 0 < value <= 1),
+    "span_tokens": _list("a list of whole numbers, 0 or more", _whole(0)),
     "cache_dir": _or_null(_TEXT),
     "reader": _TEXT,
     "init_from": _or_null(_TEXT),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..folders import whole_folder
+from ..pieces import LEAST_TOKENS, PIECE_TOKENS
 from ..prompt import question_frame
 from ..reader import Reader
 from .beside import rank_pieces, span_mark
@@ -125,6 +126,8 @@ class Ragged:
         return torch.from_numpy(part.astype(np.int64))
 
 
+PIECES = f"pieces of {LEAST_TOKENS} to {PIECE_TOKENS} tokens, 1"
+"""How contexts are cut; to be numbered anew where that changes."""
 _RAGGED = ("contexts", "blocks", "piece_ends", "piece_orders")
 
 
@@ -156,7 +159,7 @@ def tokenize_questions(
             f"Training questions are files, but {str(path)!r} is none; check `questions`."
         )
     frame = "".join(map(str, torch.cat(question_frame(reader, "?")).tolist()))
-    folder = cache / cache_key(path, reader, f"questions with pieces {frame}")
+    folder = cache / cache_key(path, reader, f"questions, {PIECES} {frame}")
     if not (folder / "head.npy").is_file():
         with whole_folder(folder) as temporary:
             _write_questions(path, reader, temporary, report)

@@ -117,11 +117,11 @@ class Questions(Dataset[Document]):
         file = self.files[number]
         document = place - int(self.ends[number]) + len(file)
         first, last = (int(each) for each in file.first_question[document : document + 2])
-        shuffled = rng.permutation(np.arange(first, last)).tolist()
+        questions = rng.permutation(np.arange(first, last))[:MAX_QUESTIONS].tolist()
         most = int(rng.choice(self.span_tokens)) if self._scale_factor(index) > 1 else 0
-        questions = shuffled[: _MAX_BESIDE_SPANS if most else MAX_QUESTIONS]
         spans = [self._spans(file, document, question, most) for question in questions]
-        return _Drawn(file=file, document=document, questions=questions, spans=spans)
+        some = _MAX_BESIDE_SPANS if any(spans) else MAX_QUESTIONS
+        return _Drawn(file=file, document=document, questions=questions[:some], spans=spans[:some])
 
     def _spans(
         self, file: QuestionFile, document: int, question: int, most: int

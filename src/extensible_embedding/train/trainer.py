@@ -223,8 +223,8 @@ def packed_sequences(
     if asked is not None and not packed.can_ask():
         raise ConfigError(
             f"A sequence holds a context's rows and its questions, but of {MOST_PIECES} documents "
-            f"drawn none fits {config.sequence_places} places; give more `sequence_places`, or "
-            "questions on shorter contexts."
+            f"drawn none fits {config.sequence_places} places; give more `sequence_places`, "
+            "fewer `span_tokens`, or questions on shorter contexts."
         )
     return packed
 

@@ -96,7 +96,7 @@ class ExtensibleAdaptive(Extensible):
     """
 
     name = "extensible-adaptive"
-    version = 10
+    version = 11
     reads_all = False
 
     def __init__(

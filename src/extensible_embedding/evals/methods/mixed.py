@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...embedder import ExtensibleEmbedder
-from ...expand import most_of, tokens_of_spans, with_marks
+from ...expand import room_of_spans, tokens_of_spans
 from ...pieces import PIECE_TOKENS
 from ...prompt import BETWEEN_SPANS
 from .base import EmbedsReading, Passage, Reading, raw_reading, room_for_context
@@ -78,8 +78,9 @@ class ExtensibleMixed(Extensible):
         older text, at k or at the largest there is.
         """
         if len(passage.tail):
-            asked = with_marks(tokens_of_spans(room), len(self.reader.encode(BETWEEN_SPANS)))
+            mark_tokens = len(self.reader.encode(BETWEEN_SPANS))
+            asked = room_of_spans(tokens_of_spans(room), mark_tokens, split)
             fewest_rows = self._num_rows(split, self.k or self._largest_k)
-            return max(0, min(asked, most - fewest_rows, most_of(split)))
+            return max(0, min(asked, most - fewest_rows))
         pieces = min(round(self.following_share * room / PIECE_TOKENS), most // PIECE_TOKENS)
         return pieces * PIECE_TOKENS

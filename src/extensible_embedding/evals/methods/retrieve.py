@@ -56,13 +56,14 @@ class Retrieve(SelectionMethod):
 def asked_for(reader: Reader, passage: Passage, room: int, before_each: str = "") -> Tensor:
     """Ids of the pieces that share most words with the question, in the order of the text.
 
-    Where none fits, it is the beginning of the best one.
+    Where none fits, it is the beginning of the best one, or nothing beside rows.
 
     Args:
         reader: with the tokenizer.
         passage: what is asked, and of which context.
         room: tokens at most.
-        before_each: is read before pieces that do not follow one another.
+        before_each: is read before pieces that do not follow one another, where they stand beside
+            rows.
     """
     before = reader.encode(before_each)
     pieces = [passage.context[start:end] for start, end in cut(reader, passage.context)]
@@ -70,7 +71,7 @@ def asked_for(reader: Reader, passage: Passage, room: int, before_each: str = ""
     ranked = rank_spans([reader.decode(each) for each in pieces], asked)
     numbers = best_fitting(ranked, [len(each) + len(before) for each in pieces], room)
     if not numbers:
-        return torch.cat([before, pieces[ranked[0]]])[:room]
+        return pieces[ranked[0]][: 0 if before_each else room]
     parts = []
     for number in numbers:
         follows = number - 1 in numbers
