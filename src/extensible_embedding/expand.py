@@ -231,7 +231,7 @@ def expanded_prompt(
     spans = best_spans(
         reader, contexts, question, plain, k=k, expand=expand, room=room, ranker=ranker
     )
-    return question_prompt(reader, contexts, question, history, spans)
+    return question_prompt(reader, contexts, question, history, spans) if spans else plain
 
 
 def _each_once(contexts: Sequence[Context]) -> list[Context]:
