@@ -10,7 +10,7 @@ import torch
 
 from extensible_embedding import Context, InputError
 from extensible_embedding.context import MANIFEST, TENSORS
-from extensible_embedding.downsampling import down_sampling
+from extensible_embedding.downsampling import DOWN_SAMPLINGS, down_sampling
 
 
 def make_context(
@@ -80,7 +80,7 @@ def test_part_of_a_context_is_saved_alone(tmp_path: Path) -> None:
     assert (tmp_path / TENSORS).stat().st_size < 4 * 6 * 4 + 16 * 8 + 300
 
 
-@pytest.mark.parametrize("sampling", ["strided", "mean"])
+@pytest.mark.parametrize("sampling", ["strided", "mean", "terminal", "tapered"])
 @pytest.mark.parametrize("k", [4, 6, 8, 14, 16])
 def test_at_gives_what_compressing_at_that_k_would(sampling: str, k: int) -> None:
     read = make_context(k=2, sampling=sampling).at(k)
@@ -104,7 +104,6 @@ def test_at_nests() -> None:
         (make_context(), 1),
         (make_context(), 32),
         (make_context(k=1), 2),
-        (make_context(sampling="terminal"), 8),
         (make_context(sampling="random"), 8),
     ],
 )
@@ -123,13 +122,15 @@ def test_a_scale_factor_is_a_whole_number(k: object) -> None:
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 39])
 @pytest.mark.parametrize("k", [1, 3, 4, 16])
-def test_every_token_belongs_to_one_row(n: int, k: int) -> None:
-    context = make_context(n=n, k=k)
+@pytest.mark.parametrize("sampling", DOWN_SAMPLINGS)
+def test_every_token_belongs_to_one_row(n: int, k: int, sampling: str) -> None:
+    context = make_context(n=n, k=k, sampling=sampling)
     ends = context.row_ends().tolist()
     assert len(ends) == context.num_rows == context.rows_at(k)
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     assert [token for start, end in spans for token in range(start, end)] == list(range(n))
-    assert all(1 <= end - start <= k for start, end in spans)
+    longest = k if sampling in ("strided", "mean") else 16
+    assert all(1 <= end - start <= longest for start, end in spans)
     assert all(start // 16 == (end - 1) // 16 for start, end in spans)
 
 

@@ -67,13 +67,54 @@ def test_random_is_in_order_without_repeats_and_the_same_each_time() -> None:
     assert not torch.equal(drawn, down_sampling("strided").rows(places, 4)[:, 0])
 
 
+@pytest.mark.parametrize("length", [16, 64, 100, 256])
+@pytest.mark.parametrize("k", [2, 3, 4, 8, 16])
+def test_tapered_is_dense_at_the_end_and_spread_before(length: int, k: int) -> None:
+    places = down_sampling("tapered").places(length, k)
+    assert places is not None
+    half = num_rows(length, k) // 2
+    assert places[len(places) - half :].tolist() == list(range(length - half, length))
+    gaps = places[: len(places) - half].diff(prepend=torch.tensor([-1]))
+    even = length / max(1, num_rows(length, k) - half)
+    assert gaps.max() <= 2 * even + 1
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_strided_nests_bit_for_bit(length: int, k: int, factor: int) -> None:
-    sampler, given = down_sampling("strided"), outputs(length)
+@pytest.mark.parametrize("name", ["strided", "terminal", "tapered"])
+def test_what_is_picked_nests_bit_for_bit(name: str, length: int, k: int, factor: int) -> None:
+    sampler, given = down_sampling(name), outputs(length)
     coarser = sampler.coarser(sampler.rows(given, k), length, k, factor)
     assert torch.equal(coarser, sampler.rows(given, k * factor))
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 39, 48])
+@pytest.mark.parametrize("name", [name for name, each in DOWN_SAMPLINGS.items() if each.nests])
+def test_a_context_in_chunks_is_each_chunk_by_itself(name: str, n: int) -> None:
+    sampler, chunks = down_sampling(name), outputs(n).split(16)
+    fine = torch.cat([sampler.rows(chunk, 2) for chunk in chunks])
+    coarse = torch.cat([sampler.rows(chunk, 6) for chunk in chunks])
+    torch.testing.assert_close(sampler.context_coarser(fine, n, 16, 2, 3), coarse)
+    ends = sampler.context_row_ends(n, 16, 2)
+    each = [sampler.row_ends(len(chunk), 2) + 16 * number for number, chunk in enumerate(chunks)]
+    assert torch.equal(ends, torch.cat(each))
+    assert (ends.diff() > 0).all()
+    assert int(ends[-1]) == n
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", DOWN_SAMPLINGS)
+def test_rows_begin_alike_where_it_says_so(name: str, length: int) -> None:
+    """Of the whole strides that a chunk begins with, whatever follows."""
+    sampler, given = down_sampling(name), outputs(length)
+    starts = list(range(4, length + 1, 4))
+    alike = [
+        torch.equal(sampler.rows(given, 4)[: n // 4], sampler.rows(given[:n], 4)) for n in starts
+    ]
+    assert all(alike) or not sampler.begins_alike
+    if length > 8:
+        assert all(alike) == sampler.begins_alike
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -85,9 +126,8 @@ def test_mean_nests(length: int, k: int, factor: int) -> None:
     torch.testing.assert_close(coarser, sampler.rows(given, k * factor))
 
 
-@pytest.mark.parametrize("name", ["terminal", "random"])
-def test_others_do_not_nest_and_say_so(name: str) -> None:
-    sampler = down_sampling(name)
+def test_random_does_not_nest_and_says_so() -> None:
+    sampler = down_sampling("random")
     assert not sampler.nests
     with pytest.raises(InputError, match="compress the text again at k=8"):
         sampler.coarser(sampler.rows(outputs(16), 4), 16, 4, 2)
@@ -110,5 +150,5 @@ def test_a_scale_factor_is_a_whole_number(k: object) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="strided, mean, terminal, random"):
+    with pytest.raises(InputError, match="strided, mean, terminal, tapered, random"):
         down_sampling("max")

@@ -168,7 +168,7 @@ def test_what_cannot_grow_is_refused(
     with pytest.raises((InputError, WindowError), match="reserve_rows"):
         ContextStream(tiny_embedder, window=0, reserve_rows=100)
     with pytest.raises(InputError, match="nests"):
-        ContextStream(make_embedder(tiny_reader, down_sampling="terminal"))
+        ContextStream(make_embedder(tiny_reader, down_sampling="random"))
     with pytest.raises(InputError, match="k of 2 or more"):
         ContextStream(tiny_embedder, k=1, window=400, reserve_rows=100)
     with pytest.raises(WindowError, match="room for two chunks"):

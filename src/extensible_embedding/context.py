@@ -23,7 +23,6 @@ from .downsampling import (
     check_scale_factor,
     down_sampling,
     num_rows,
-    row_ends,
 )
 from .errors import CheckpointError, InputError
 from .folders import read_json, read_tensors, whole_folder, write_json
@@ -90,7 +89,8 @@ class Context:
 
     def row_ends_at(self, k: int) -> Tensor:
         """The same of the rows that this context takes at k; at k=1 these are its tokens."""
-        return torch.cat([row_ends(end - start, k) + start for start, end in self._spans()])
+        sampler = down_sampling(self.down_sampling)
+        return sampler.context_row_ends(self.num_tokens, self.chunk_tokens, k)
 
     def at(self, k: int) -> Context:
         """The same context at a multiple of its scale factor, without reading the text again.
@@ -107,13 +107,10 @@ class Context:
                 f"at, {self.k}, up to a chunk of {self.chunk_tokens} tokens, but k is {k}; "
                 "compress the text again at another k."
             )
-        sampler, factor, first, parts = down_sampling(self.down_sampling), k // self.k, 0, []
-        for start, end in self._spans():
-            count = num_rows(end - start, self.k)
-            part = self.rows[first : first + count]
-            parts.append(sampler.coarser(part, end - start, self.k, factor))
-            first += count
-        return dataclasses.replace(self, rows=torch.cat(parts), k=k)
+        rows = down_sampling(self.down_sampling).context_coarser(
+            self.rows, self.num_tokens, self.chunk_tokens, self.k, k // self.k
+        )
+        return dataclasses.replace(self, rows=rows, k=k)
 
     def save(self, folder: str | Path) -> None:
         """Writes the context as a folder: context.json and rows.safetensors.

@@ -4,7 +4,7 @@ In: the outputs of one chunk, (L, H), and the scale factor k (tokens per row). O
 (R, H), with R = ceil(L / k): the last partial stride is kept, so that no token is lost. Knows
 nothing of the embedder. A new way of down-sampling is one class with one method.
 
-Paper: arXiv 2402.11577 (strided); arXiv 2401.07793, ablation (random, terminal).
+Paper: arXiv 2402.11577 (strided); arXiv 2401.07793, ablation (random, terminal). `tapered` is ours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .chunks import chunk_spans
 from .errors import InputError
 
 
@@ -44,10 +45,22 @@ class DownSampling(ABC):
     name: ClassVar[str]
     nests: ClassVar[bool]
     """Whether rows at a multiple of k follow from rows at k."""
+    begins_alike: ClassVar[bool]
+    """Whether the first rows of a chunk are the rows of its first tokens, whatever follows them."""
 
     @abstractmethod
     def rows(self, outputs: Tensor, k: int) -> Tensor:
         """Rows (R, H) of one chunk's outputs (L, H), R = ceil(L / k)."""
+
+    def row_ends(self, num_tokens: int, k: int) -> Tensor:
+        """Token offset after the last token that each row of a chunk stands for, (R,)."""
+        return row_ends(num_tokens, k)
+
+    def context_row_ends(self, num_tokens: int, chunk_tokens: int, k: int) -> Tensor:
+        """The same of a context in chunks, (R,)."""
+        whole, rest = divmod(num_tokens, chunk_tokens)
+        each, last = self.row_ends(chunk_tokens, k), self.row_ends(rest, k)
+        return _in_each_chunk(each, last, whole, chunk_tokens)
 
     def places(self, num_tokens: int, k: int) -> Tensor | None:
         """Which outputs (R,) of a chunk of `num_tokens` its rows are; None: a row is of several."""
@@ -59,7 +72,22 @@ class DownSampling(ABC):
         Raises:
             InputError: this down-sampling does not nest.
         """
-        raise InputError(
+        raise self._does_not_nest(k, factor)
+
+    def context_coarser(
+        self, rows: Tensor, num_tokens: int, chunk_tokens: int, k: int, factor: int
+    ) -> Tensor:
+        """The same of a context in chunks."""
+        lengths = [end - start for start, end in chunk_spans(num_tokens, chunk_tokens)]
+        parts = rows.split([num_rows(length, k) for length in lengths])
+        coarser = [
+            self.coarser(part, length, k, factor)
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+        return torch.cat(coarser)
+
+    def _does_not_nest(self, k: int, factor: int) -> InputError:
+        return InputError(
             f"Rows made by {self.name!r} down-sampling cannot be read at another scale factor "
             f"(asked: {k * factor}, made: {k}); compress the text again at k={k * factor}."
         )
@@ -70,30 +98,57 @@ class Picked(DownSampling):
 
     @abstractmethod
     def places(self, num_tokens: int, k: int) -> Tensor:
-        """Which outputs (R,) of a chunk of `num_tokens` its rows are."""
+        """Which outputs (R,) of a chunk of `num_tokens` its rows are, in order."""
 
     def rows(self, outputs: Tensor, k: int) -> Tensor:
         return outputs[self.places(len(outputs), k).to(outputs.device)]
+
+    def row_ends(self, num_tokens: int, k: int) -> Tensor:
+        ends = self.places(num_tokens, k) + 1
+        ends[-1:] = num_tokens  # what follows the last row's output is its own too
+        return ends
+
+    def kept(self, num_tokens: int, k: int, factor: int) -> Tensor:
+        """Which of the rows at k of a chunk of `num_tokens` are its rows at k * factor, in order.
+
+        Raises:
+            InputError: this down-sampling does not nest.
+        """
+        if not self.nests:
+            raise self._does_not_nest(k, factor)
+        fine, coarse = self.places(num_tokens, k), self.places(num_tokens, k * factor)
+        return torch.searchsorted(fine, coarse)
+
+    def context_kept(self, num_tokens: int, chunk_tokens: int, k: int, factor: int) -> Tensor:
+        """The same of a context in chunks."""
+        whole, rest = divmod(num_tokens, chunk_tokens)
+        each, last = self.kept(chunk_tokens, k, factor), self.kept(rest, k, factor)
+        return _in_each_chunk(each, last, whole, num_rows(chunk_tokens, k))
+
+    def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
+        return rows[self.kept(num_tokens, k, factor).to(rows.device)]
+
+    def context_coarser(
+        self, rows: Tensor, num_tokens: int, chunk_tokens: int, k: int, factor: int
+    ) -> Tensor:
+        return rows[self.context_kept(num_tokens, chunk_tokens, k, factor).to(rows.device)]
 
 
 class Strided(Picked):
     """The last output of every k (the paper's choice)."""
 
     name = "strided"
-    nests = True
+    nests = begins_alike = True
 
     def places(self, num_tokens: int, k: int) -> Tensor:
         return row_ends(num_tokens, k) - 1
-
-    def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
-        return self.rows(rows, factor)
 
 
 class Mean(DownSampling):
     """The mean of every k outputs."""
 
     name = "mean"
-    nests = True
+    nests = begins_alike = True
 
     def rows(self, outputs: Tensor, k: int) -> Tensor:
         return self._pool(outputs, outputs.new_ones(len(outputs)), k)
@@ -114,21 +169,55 @@ class Mean(DownSampling):
         return (sums / totals[:, None]).to(outputs.dtype)
 
 
-class Terminal(Picked):
+class Ranked(Picked):
+    """Rows are the first R outputs of an order, the same at any k: that nests, whatever the order.
+
+    An order begins with the chunk's last output.
+    """
+
+    nests = True
+    begins_alike = False
+
+    @abstractmethod
+    def order(self, num_tokens: int) -> Tensor:
+        """All outputs of a chunk of `num_tokens`, the most wanted first, (L,)."""
+
+    def places(self, num_tokens: int, k: int) -> Tensor:
+        return self.order(num_tokens)[: num_rows(num_tokens, k)].sort().values
+
+
+class Terminal(Ranked):
     """The last R outputs of the chunk."""
 
     name = "terminal"
-    nests = False
 
-    def places(self, num_tokens: int, k: int) -> Tensor:
-        return torch.arange(num_tokens - num_rows(num_tokens, k), num_tokens)
+    def order(self, num_tokens: int) -> Tensor:
+        return torch.arange(num_tokens).flip(0)
+
+
+class Tapered(Ranked):
+    """Half of the rows are the last outputs of the chunk, the others are spread over the rest.
+
+    What follows a chunk depends most on its last tokens, as `Terminal` has it, but a question may
+    be of any of them.
+    """
+
+    name = "tapered"
+
+    def order(self, num_tokens: int) -> Tensor:
+        last = torch.arange(num_tokens).flip(0)
+        wanted = torch.stack([last, last[_halved(num_tokens)]], dim=1).flatten()  # (2 * L,)
+        first = torch.full_like(last, len(wanted)).scatter_reduce(
+            0, wanted, torch.arange(len(wanted)), "amin"
+        )
+        return first.argsort()
 
 
 class Random(Picked):
     """R outputs drawn without replacement, in order; the same draw for the same L and k."""
 
     name = "random"
-    nests = False
+    nests = begins_alike = False
 
     def places(self, num_tokens: int, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(num_tokens * 1_000_003 + k)
@@ -136,8 +225,25 @@ class Random(Picked):
         return order[: num_rows(num_tokens, k)].sort().values
 
 
+def _in_each_chunk(each: Tensor, last: Tensor, whole: int, size: int) -> Tensor:
+    """Numbers in each of the whole chunks and in a shorter last one, as numbers in all."""
+    firsts = size * torch.arange(whole)
+    return torch.cat([(firsts[:, None] + each).flatten(), size * whole + last])
+
+
+def _halved(length: int) -> Tensor:
+    """The numbers below `length`, those that large powers of two divide first, (L,).
+
+    The first of them, however many, are spread over the range about evenly.
+    """
+    numbers = torch.arange(length)
+    powers = numbers & -numbers  # the largest of two that divides each
+    powers[:1] = 2 * length
+    return powers.argsort(descending=True, stable=True)
+
+
 DOWN_SAMPLINGS: dict[str, type[DownSampling]] = {
-    cls.name: cls for cls in (Strided, Mean, Terminal, Random)
+    cls.name: cls for cls in (Strided, Mean, Terminal, Tapered, Random)
 }
 
 

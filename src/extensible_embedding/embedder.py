@@ -47,7 +47,7 @@ class EmbedderConfig:
     chunk_tokens: int = 256
     """Context tokens that the embedder sees at once (L)."""
     down_sampling: str = "strided"
-    """How rows are picked: strided, mean, terminal or random."""
+    """How rows are picked: strided, mean, terminal, tapered or random."""
     residual: bool = True
     """Add the token embedding to a projected output; false: the paper's plain form."""
     final_norm: bool = True
@@ -65,11 +65,11 @@ class EmbedderConfig:
     def seen_at_once(self, chunk_tokens: int, k: int, num_chunks: int) -> int:
         """Tokens that are embedded together of successive training chunks (C, L).
 
-        As many as when they are read, where shorter chunks divide that, rows nest and end where
-        chunks do; else each chunk by itself.
+        As many as when they are read, where shorter chunks divide that, rows end where chunks do
+        and are the same whatever follows; else each chunk by itself.
         """
         rows_end_there = chunk_tokens % k == 0 and self.chunk_tokens % chunk_tokens == 0
-        if not (rows_end_there and down_sampling(self.down_sampling).nests):
+        if not (rows_end_there and down_sampling(self.down_sampling).begins_alike):
             return chunk_tokens
         return min(self.chunk_tokens, num_chunks * chunk_tokens)
 

@@ -172,7 +172,7 @@ class ContextStream:
         if not self._sampler.nests or self.k < 2:
             raise InputError(
                 "A growing context is read with a down-sampling that nests and k of 2 or more, but "
-                f"it is {self._sampler.name} at k={self.k}; use strided or mean."
+                f"it is {self._sampler.name} at k={self.k}; use another embedder or a larger k."
             )
         if self.k > min(self._chunk, self.max_k):
             raise InputError(

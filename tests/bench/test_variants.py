@@ -25,7 +25,7 @@ from extensible_embedding.train.config import TrainConfig
 from extensible_embedding.train.data import Instances
 from extensible_embedding.train.trainer import instances
 
-BASE = TrainConfig(output_dir="x", data=["a.txt"])
+BASE = baseline_config(TrainConfig(output_dir="x", data=["a.txt"]))
 
 
 def test_names_are_distinct_and_no_variant_is_called_baseline() -> None:

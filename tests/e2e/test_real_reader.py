@@ -63,10 +63,13 @@ def test_thousands_of_tokens_are_compressed(context: Context, reader: Reader) ->
 
 
 def test_the_reader_answers(reader: Reader, context: Context) -> None:
+    rows = reader.answer(context, "Who is the heroine?", k=4, expand=0, max_new_tokens=8)
+    assert isinstance(rows, Answer)
+    assert rows.k == 4
+    assert rows.prompt_rows < 850
     answer = reader.answer(context, "Who is the heroine?", k=4, max_new_tokens=8)
     assert isinstance(answer, Answer)
-    assert answer.k == 4
-    assert answer.prompt_rows < 850
+    assert answer.prompt_rows > rows.prompt_rows + 500
     pieces = reader.answer(context, "Who is the heroine?", k=4, max_new_tokens=8, stream=True)
     assert "".join(pieces).strip() == answer.text  # type: ignore[arg-type]
 

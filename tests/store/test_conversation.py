@@ -55,6 +55,22 @@ def test_what_is_not_raw_is_in_the_rows(talk: KeptConversation, num_raw: int) ->
     assert context.at(8).num_rows == context.rows_at(8)
 
 
+def test_where_rows_do_not_begin_alike_whole_chunks_are_read(
+    store: ContextStore, tiny_reader: Reader
+) -> None:
+    embedder = make_embedder(tiny_reader, chunk_tokens=32, down_sampling="tapered")
+    talk = KeptConversation(store, "talk", embedder)
+    for turn in TURNS:
+        talk.keep(*turn)
+    for num_raw in range(len(TURNS)):
+        context = talk.earlier(num_raw)
+        assert context is not None
+        older = "".join(written(*turn) for turn in TURNS[: len(TURNS) - num_raw])
+        assert 0 <= context.num_tokens - len(talk.reader.encode(older)) < 32
+        made = embedder.compress(context.token_ids, k=context.k)
+        torch.testing.assert_close(context.rows.float(), made.rows, rtol=2**-8, atol=1e-3)
+
+
 def test_the_oldest_chunks_can_be_left_out(talk: KeptConversation) -> None:
     whole, half = talk.earlier(1), talk.earlier(1, 0.5)
     assert whole is not None

@@ -200,14 +200,22 @@ def test_types_of_rows(store: ContextStore, embedder: ExtensibleEmbedder, row_ty
     assert store["novel"].text() == text + text_of(30)
 
 
-def test_mean_rows_nest_too(store: ContextStore, tiny_reader: Reader) -> None:
-    embedder = make_embedder(tiny_reader, chunk_tokens=CHUNK, down_sampling="mean")
+@pytest.mark.parametrize("sampling", ["mean", "terminal", "tapered"])
+def test_others_nest_too(store: ContextStore, tiny_reader: Reader, sampling: str) -> None:
+    embedder = make_embedder(tiny_reader, chunk_tokens=CHUNK, down_sampling=sampling)
     store.add("novel", text_of(75), embedder)
     assert_same(store["novel"].context(8), fresh(embedder, text_of(75), 8))
+    store.append("novel", text_of(30), embedder)
+    read = store["novel"].context()
+    spans = store["novel"].row_spans()
+    assert read.num_rows == len(spans)
+    tokens, ends = store["novel"].places(embedder.reader, read.token_ids)
+    assert torch.equal(tokens, read.row_ends())
+    assert torch.equal(ends, spans[:, 1])
 
 
 def test_what_does_not_nest_is_read_as_kept(store: ContextStore, tiny_reader: Reader) -> None:
-    embedder = make_embedder(tiny_reader, chunk_tokens=CHUNK, down_sampling="terminal")
+    embedder = make_embedder(tiny_reader, chunk_tokens=CHUNK, down_sampling="random")
     store.add("novel", text_of(75), embedder)
     assert_same(store["novel"].context(), fresh(embedder, text_of(75), 4))
     with pytest.raises(InputError, match="kept at k=4 .* but k is 8"):

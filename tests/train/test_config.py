@@ -122,7 +122,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "init_from": ["", 3],
     "num_layers": NOT_COUNTS,
     "reading_chunk_tokens": NOT_COUNTS,
-    "down_sampling": ["median", "", None],
+    "down_sampling": ["median", ""],
     "residual": [*NOT_FLAGS, None],
     "final_norm": [*NOT_FLAGS, None],
     "scale_factors": NOT_LISTS_OF_COUNTS,

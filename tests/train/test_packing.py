@@ -57,13 +57,15 @@ def packed(sequences: list[list[Piece]], **more: Any) -> dict[str, Tensor]:
     return collate_packed(sequences, **settings)["packed"]
 
 
-def test_texts_have_the_loss_of_each_alone(tiny_embedder: ExtensibleEmbedder) -> None:
+@pytest.mark.parametrize("sampling", ["strided", "tapered"])
+def test_texts_have_the_loss_of_each_alone(tiny_reader: Reader, sampling: str) -> None:
     """Of instances whose chunks are the embedder's, so that both ways embed alike."""
+    tiny_embedder = make_embedder(tiny_reader, chunk_tokens=16, down_sampling=sampling)
     model = TwoStreamModel(tiny_embedder)
     head: Tensor = model.head_ids  # type: ignore[assignment]
     drawn = [instance(3, 16, 4), instance(4, 16, 2), instance(2, 16, 8)]
     pieces = [Piece.of_instance(each, head) for each in drawn]
-    loss = model(packed=packed([pieces[:2], pieces[2:]]))["loss"]
+    loss = model(packed=packed([pieces[:2], pieces[2:]], sampling=sampling))["loss"]
     counts = torch.tensor([each.token_ids[1:].numel() for each in drawn])
     alone = torch.stack([model(each.token_ids[None], each.k)["loss"] for each in drawn])
     expected = (alone * counts).sum() / counts.sum()
@@ -71,7 +73,9 @@ def test_texts_have_the_loss_of_each_alone(tiny_embedder: ExtensibleEmbedder) ->
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
 
 
-def test_answers_have_the_loss_of_each_alone(tiny_embedder: ExtensibleEmbedder) -> None:
+@pytest.mark.parametrize("sampling", ["strided", "tapered"])
+def test_answers_have_the_loss_of_each_alone(tiny_reader: Reader, sampling: str) -> None:
+    tiny_embedder = make_embedder(tiny_reader, chunk_tokens=16, down_sampling=sampling)
     model, drawn = TwoStreamModel(tiny_embedder), [document(37, 4), document(16, 8)]
     fields = ("head", "context", "blocks", "answers")
     alone = [{name: getattr(each, name) for name in fields} for each in drawn]
@@ -81,7 +85,8 @@ def test_answers_have_the_loss_of_each_alone(tiny_embedder: ExtensibleEmbedder) 
         )
         / 2
     )
-    loss = model(packed=packed([[Piece.of_document(each, 16) for each in drawn]]))["loss"]
+    pieces = [Piece.of_document(each, 16) for each in drawn]
+    loss = model(packed=packed([pieces], sampling=sampling))["loss"]
     torch.testing.assert_close(loss, expected)
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
 
@@ -220,7 +225,8 @@ def test_what_cannot_be_packed_is_refused(
     [
         ({"scale_factors": [3]}, "every k divides every chunk length, but 3 does not divide 8"),
         ({"first_scale_factors": [5], "first_steps": 1}, "but 5 does not divide 8"),
-        ({"down_sampling": "mean"}, "rows are strided, but those of the embedder are 'mean'"),
+        ({"down_sampling": "mean"}, "rows are picked of the embedder's outputs, .* are 'mean'"),
+        ({"down_sampling": "tapered"}, "whole chunks of the reading length, 16 .* has 8; give mul"),
         ({"sequence_places": 24}, "holds the rows of one chunk and the next chunk, 25 places"),
     ],
 )
@@ -244,14 +250,14 @@ def test_questions_that_no_sequence_holds_are_refused(
     assert any(sequences.num_predicted(index)[1] for index in range(8))
 
 
-def test_rows_that_are_not_strided_are_refused(
+def test_averaged_rows_of_init_from_are_refused(
     asking: TrainConfig, reader: Reader, tmp_path: Path
 ) -> None:
     plain = dataclasses.replace(asking, sequence_places=None, max_steps=1, down_sampling="mean")
     again = dataclasses.replace(
         asking, init_from=str(train(plain, reader=reader)), output_dir=str(tmp_path / "again")
     )
-    with pytest.raises(ConfigError, match="rows are strided, but those of the embedder are 'mean'"):
+    with pytest.raises(ConfigError, match="rows are picked of .*, but its rows are 'mean'"):
         train(again, reader=reader)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..embedder import EmbedderConfig
 from ..errors import ConfigError, InputError
 from ..reader import Reader
 from ..train.config import TrainConfig
@@ -58,7 +59,7 @@ def _trained_at(name: str, *scale_factors: int) -> Ablation:
 
 _ONE_STREAM = {"one_stream": True}
 VARIANTS: tuple[Ablation, ...] = (
-    *map(_sampling, ("strided", "mean", "terminal", "random")),
+    *map(_sampling, ("strided", "mean", "terminal", "tapered", "random")),
     *map(_layers, (4, 8, 12)),
     _trained_at("k-random", 2, 4, 8, 16, 32),
     _trained_at("k-4", 4),
@@ -101,7 +102,8 @@ def baseline_config(base: TrainConfig) -> TrainConfig:
             "Ablations begin with the reader's first layers, but `init_from` is "
             f"{base.init_from!r}; leave it out."
         )
-    return dataclasses.replace(base, eval_data=None)
+    sampling = base.down_sampling or EmbedderConfig().down_sampling
+    return dataclasses.replace(base, eval_data=None, down_sampling=sampling)
 
 
 def variant_config(base: TrainConfig, variant: Ablation) -> TrainConfig:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..chunks import chunk_spans
 from ..context import Context
+from ..downsampling import down_sampling
 from ..embedder import ExtensibleEmbedder
 from ..errors import InputError
 from .manifest import check_made_by
@@ -121,9 +122,13 @@ class KeptConversation(Conversation):
         if num_bytes == 0 or part == 0:
             return None
         whole, ends = self._whole
+        length = whole.chunk_tokens
         num_rows = int((ends < num_bytes).sum()) + 1  # the last may hold a few raw words too
         num_tokens = int(whole.row_ends()[num_rows - 1])
-        chunks = chunk_spans(num_tokens, whole.chunk_tokens)
+        if not down_sampling(whole.down_sampling).begins_alike:  # a part of a chunk has other rows
+            num_tokens = min(whole.num_tokens, -(-num_tokens // length) * length)
+            num_rows = int((whole.row_ends() <= num_tokens).sum())
+        chunks = chunk_spans(num_tokens, length)
         first = chunks[-max(1, int(len(chunks) * part))][0]
         first_row = int((whole.row_ends() <= first).sum())
         return dataclasses.replace(

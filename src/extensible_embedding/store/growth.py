@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..chunks import chunk_spans
-from ..downsampling import row_ends
+from ..downsampling import down_sampling
 from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import InputError
 from ..reader import Reader
@@ -132,13 +132,13 @@ def made_rows(
             "it again, or load it in float32."
         )
     rows, scales = keep(made.cpu(), settings.row_type)
-    spans = chunk_spans(len(part.token_ids), settings.chunk_tokens)
-    last = torch.cat([row_ends(end - start, settings.k) + start for start, end in spans]) - 1
+    sampler = down_sampling(settings.down_sampling)
+    ends = sampler.context_row_ends(len(part.token_ids), settings.chunk_tokens, settings.k)
     return Content(
         rows=rows,
         scales=scales,
         token_ids=part.token_ids,
-        row_bytes=part.ends[last],
+        row_bytes=part.ends[ends - 1],
         text=part.text,
         settings_key=settings.key,
     )

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..chunks import chunk_spans
 from ..context import Context
-from ..downsampling import Picked, check_scale_factor, down_sampling, num_rows, row_ends
+from ..downsampling import Picked, check_scale_factor, down_sampling
 from ..errors import CheckpointError, InputError
 from .files import Place
 from .manifest import Manifest, Settings
@@ -163,30 +162,10 @@ class StoredContext:
         if factor == 1:
             return segment.rows()
         sampler = down_sampling(kept.down_sampling)
+        sizes = segment.segment.num_tokens, kept.chunk_tokens, kept.k, factor
         if isinstance(sampler, Picked):
-            return segment.rows(self._places(segment, factor))
-        rows, first, parts = segment.rows(), 0, []
-        for start, end in chunk_spans(segment.segment.num_tokens, kept.chunk_tokens):
-            count = num_rows(end - start, kept.k)
-            part = rows[first : first + count]
-            parts.append(sampler.coarser(part, end - start, kept.k, factor))
-            first += count
-        return torch.cat(parts)
-
-    def _places(self, segment: OpenSegment, factor: int) -> Tensor:
-        """Which rows of a segment stand for `factor` times as many tokens: (r,)."""
-        kept, sampler = self.settings, down_sampling(self.settings.down_sampling)
-        whole, rest = divmod(segment.segment.num_tokens, kept.chunk_tokens)
-        count = num_rows(kept.chunk_tokens, kept.k)
-        parts = []
-        for chunks, rows in (
-            (torch.arange(whole), count),
-            (torch.tensor([whole]), num_rows(rest, kept.k)),
-        ):
-            places = sampler.places(rows, factor)
-            assert places is not None
-            parts.append((count * chunks[:, None] + places).flatten())
-        return torch.cat(parts)
+            return segment.rows(sampler.context_kept(*sizes))
+        return sampler.context_coarser(segment.rows(), *sizes)
 
     def token_ids(self) -> Tensor:
         """Token ids (n,)."""
@@ -211,11 +190,11 @@ class StoredContext:
     def places(self, reader: Reader, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens that end a row as kept, and the bytes of the text after these: (R,) each."""
         lengths = [each.segment.num_tokens for each in self.segments]
-        starts, chunk = torch.tensor([0, *lengths]).cumsum(0), self.settings.chunk_tokens
+        starts, kept = torch.tensor([0, *lengths]).cumsum(0), self.settings
+        sampler = down_sampling(self.settings.down_sampling)
         numbers = [
-            row_ends(end - start, self.settings.k) + start + int(first)
+            sampler.context_row_ends(length, kept.chunk_tokens, kept.k) + int(first)
             for length, first in zip(lengths, starts, strict=False)
-            for start, end in chunk_spans(length, chunk)
         ]
         return torch.cat(numbers), self.row_spans()[:, 1]
 

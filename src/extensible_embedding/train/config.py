@@ -48,8 +48,8 @@ class TrainConfig:
     """Layers that the embedder takes from the reader."""
     reading_chunk_tokens: int = 256
     """Chunk length at reading time, kept with the embedder."""
-    down_sampling: str = "strided"
-    """strided, mean, terminal or random."""
+    down_sampling: str | None = None
+    """strided, mean, terminal, tapered or random; by default that of `init_from`, or strided."""
     residual: bool = True
     """Identity residual; false: the paper's plain form."""
     final_norm: bool = True
@@ -190,7 +190,9 @@ RANGES: dict[str, Range] = {
     "init_from": _or_null(_TEXT),
     "num_layers": _whole(1),
     "reading_chunk_tokens": _whole(1),
-    "down_sampling": ("one of " + ", ".join(DOWN_SAMPLINGS), lambda value: value in DOWN_SAMPLINGS),
+    "down_sampling": _or_null(
+        ("one of " + ", ".join(DOWN_SAMPLINGS), lambda value: value in DOWN_SAMPLINGS)
+    ),
     "residual": _FLAG,
     "final_norm": _FLAG,
     "scale_factors": _COUNTS,

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..chunks import chunk_spans
-from ..downsampling import num_rows
+from ..downsampling import Picked, down_sampling, num_rows
 from ..embedder import EmbedderConfig
 from ..errors import ConfigError
 from .config import TrainConfig
@@ -245,6 +245,7 @@ def collate_packed(
     sequence_places: int,
     chunk_tokens: int,
     question_share: float,
+    sampling: str = "strided",
 ) -> dict[str, Any]:
     """A batch as `{"packed": Packed}`; instances, drawn to evaluate, as `collate` has it.
 
@@ -254,11 +255,12 @@ def collate_packed(
         chunk_tokens: what the embedder sees at once (E).
         question_share: weight of the mean loss of all answers beside that of all text; where there
             is but one of them, its weight is 1.
+        sampling: name of the embedder's down-sampling, one that picks.
     """
     drawn = [each for each in sequences if isinstance(each, Instance)]
     if drawn:
         return collate(drawn)
-    packer = _Packer(len(sequences), sequence_places, chunk_tokens)
+    packer = _Packer(len(sequences), sequence_places, chunk_tokens, sampling)
     for number, pieces in enumerate(sequences):
         packer.open(number)
         for piece in pieces:  # type: ignore[union-attr]
@@ -269,8 +271,12 @@ def collate_packed(
 class _Packer:
     """Fills a batch, place by place."""
 
-    def __init__(self, num_sequences: int, sequence_places: int, chunk_tokens: int) -> None:
-        size = num_sequences * sequence_places
+    def __init__(
+        self, num_sequences: int, sequence_places: int, chunk_tokens: int, sampling: str
+    ) -> None:
+        size, sampler = num_sequences * sequence_places, down_sampling(sampling)
+        assert isinstance(sampler, Picked)
+        self.sampler = sampler
         self.shape, self.chunk_tokens = (num_sequences, sequence_places), chunk_tokens
         self.token_ids, self.positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
         # A place that is left over sees nothing but itself.
@@ -307,11 +313,11 @@ class _Packer:
         for start, end in chunk_spans(len(context), self.chunk_tokens):
             chunk = np.zeros(self.chunk_tokens, np.int64)
             chunk[: end - start] = context[start:end]
-            ends = np.minimum(np.arange(1, num_rows(end - start, k) + 1) * k, end - start)
-            self.row_outputs.append(len(self.chunks) * self.chunk_tokens + ends - 1)
-            self.row_places.append(np.arange(place, place + len(ends)))
+            picked = self.sampler.places(end - start, k).numpy()
+            self.row_outputs.append(len(self.chunks) * self.chunk_tokens + picked)
+            self.row_places.append(np.arange(place, place + len(picked)))
             self.chunks.append(chunk)
-            place += len(ends)
+            place += len(picked)
 
     def _add_block(
         self, block: NDArray[np.int64], start: int, seen: int, predicted: int, asks: bool
@@ -361,13 +367,21 @@ def check_packs(config: TrainConfig, embedder: EmbedderConfig, head_tokens: int)
     and each sequence holds at least two chunks of any instance.
 
     Raises:
-        ConfigError: the embedder's rows are not strided, a k does not divide a chunk length, or a
-            sequence is too short.
+        ConfigError: the embedder's rows are not picked of its outputs, a k does not divide a chunk
+            length, a block ends where its rows do not, or a sequence is too short.
     """
-    if embedder.down_sampling != "strided":
+    sampler = down_sampling(embedder.down_sampling)
+    if not isinstance(sampler, Picked):
         raise ConfigError(
-            f"With `sequence_places` rows are strided, but those of the embedder are "
-            f"{embedder.down_sampling!r}; leave `sequence_places` out, or begin with another one."
+            f"With `sequence_places` rows are picked of the embedder's outputs, but its rows are "
+            f"{sampler.name!r}; leave `sequence_places` out, or begin with another one."
+        )
+    parts = [length for length in config.chunk_tokens if length % embedder.chunk_tokens]
+    if parts and not sampler.begins_alike:
+        raise ConfigError(
+            f"With `sequence_places`, blocks after {sampler.name!r} rows are whole chunks of the "
+            f"reading length, {embedder.chunk_tokens} tokens, but `chunk_tokens` has {parts[0]}; "
+            "give multiples of it."
         )
     factors = {*config.scale_factors, *(config.first_scale_factors or [])}
     lengths = sorted({embedder.chunk_tokens, *config.chunk_tokens})

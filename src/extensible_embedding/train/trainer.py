@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,13 @@ class ShardedTwoStreamTrainer(TwoStreamTrainer, ShardedTrainer):
 ARCHITECTURE = {
     "num_layers": "num_layers",
     "reading_chunk_tokens": "chunk_tokens",
-    "down_sampling": "down_sampling",
     "residual": "residual",
     "final_norm": "final_norm",
 }
-"""Settings that say what an embedder is made of, and its fields that they become."""
+"""Settings that say what an embedder is made of, and its fields that they become.
+
+`down_sampling` is another: weights trained with one are of use to begin with another.
+"""
 
 
 def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
@@ -138,6 +140,8 @@ def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
     """
     if config.init_from is None:
         values = {name: getattr(config, key) for key, name in ARCHITECTURE.items()}
+        if config.down_sampling is not None:
+            values["down_sampling"] = config.down_sampling
         return ExtensibleEmbedder(EmbedderConfig(**values), reader).train()
     embedder = ExtensibleEmbedder.from_pretrained(config.init_from, reader)
     defaults = {field.name: field.default for field in fields(TrainConfig)}
@@ -148,6 +152,8 @@ def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
                 f"The architecture comes from init_from, and {config.init_from!r} has `{key}` "
                 f"{has!r}, but the configuration says {asked!r}; leave `{key}` out."
             )
+    if config.down_sampling is not None:
+        embedder.config = replace(embedder.config, down_sampling=config.down_sampling)
     return embedder.train()
 
 
@@ -353,6 +359,7 @@ def make_trainer(
             sequence_places=config.sequence_places,
             chunk_tokens=embedder.config.chunk_tokens,
             question_share=config.question_share,
+            sampling=embedder.config.down_sampling,
         )
     deadline = Deadline(config.max_minutes)
     state = processes(reader.device)
