@@ -80,7 +80,7 @@ def readme_block(
     return f"""\
 Recovery of the released embedder ({tokens:,} training tokens; 1 is as good as raw text at 1/k of
 its rows, 0 useless), 1,024 context tokens before each target, {targets} targets a domain, bootstrap
-95% interval in brackets:
+95% interval in brackets; the last column reads as many of the context's last tokens raw:
 
 {recovery_table(records)}
 

@@ -129,6 +129,20 @@ def test_mean_pool_averages_token_embeddings(tiny_embedder: ExtensibleEmbedder) 
     torch.testing.assert_close(found[1], first)
 
 
+def test_recent_reads_as_many_raw_tokens_as_there_would_be_rows(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    here, reader = passage(101), tiny_embedder.reader
+    made = make_method("recent", tiny_embedder, k=4, all_rows=True).read(here, 300)
+    rows = make_method("extensible", tiny_embedder, k=4, all_rows=True).read(here, 300)
+    assert made.num_rows == rows.num_rows
+    assert torch.equal(embeds(made)[1:], reader.embed_tokens(here.context[-(rows.num_rows - 1) :]))
+    window = make_method("recent", tiny_embedder, k=4).read(here, 61)
+    assert torch.equal(
+        embeds(window), embeds(make_method("truncate", tiny_embedder).read(here, 61))
+    )
+
+
 def test_retrieval_finds_the_piece_with_the_words_of_the_question(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:

@@ -20,7 +20,7 @@ from .plain import NoContext, Raw, SinksAndRecent, Truncate
 from .prune import Prune
 from .retrieve import Retrieve
 from .rope import DynamicNtk, PositionInterpolation, Yarn
-from .rows import Extensible, MeanPool
+from .rows import Extensible, MeanPool, Recent
 
 __all__ = [
     "METHODS",
@@ -53,7 +53,14 @@ _RAW: tuple[type[Method], ...] = (
 )
 WITH_K: Mapping[str, type[Extensible]] = {
     each.name: each
-    for each in (Extensible, ExtensibleMixed, ExtensibleAdaptive, ExtensibleOnline, MeanPool)
+    for each in (
+        Extensible,
+        ExtensibleMixed,
+        ExtensibleAdaptive,
+        ExtensibleOnline,
+        MeanPool,
+        Recent,
+    )
 }
 """Methods with a scale factor, by name."""
 METHODS: Mapping[str, type[Method]] = {**{each.name: each for each in _RAW}, **WITH_K}

@@ -143,3 +143,13 @@ class MeanPool(Extensible):
         embeds = self.reader.embed_tokens(token_ids).float()
         means = [part.mean(0, keepdim=True) for part in embeds.split(k) if len(part)]
         return torch.cat([*means, embeds[:0]])
+
+
+class Recent(Extensible):
+    """The most recent tokens raw, as many as rows would stand for all: what rows have to beat."""
+
+    name = "recent"
+
+    def _rows(self, token_ids: Tensor, k: int) -> Tensor:
+        count = self._num_rows(len(token_ids), k)
+        return self.reader.embed_tokens(token_ids[len(token_ids) - count :])
