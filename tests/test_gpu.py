@@ -9,7 +9,8 @@ from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.train.data import Instance
-from extensible_embedding.train.packing import Piece, collate_packed
+from extensible_embedding.train.packed_batches import collate_packed
+from extensible_embedding.train.packing import Piece
 from extensible_embedding.train.speed import compiled
 from extensible_embedding.train.two_stream import TwoStreamModel
 

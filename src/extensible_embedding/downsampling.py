@@ -66,6 +66,10 @@ class DownSampling(ABC):
         """Which outputs (R,) of a chunk of `num_tokens` its rows are; None: a row is of several."""
         return None
 
+    def raw(self, num_tokens: int, k: int) -> Tensor | None:
+        """Which rows (R,) are to be the token's embedding, not the output; None: none of them."""
+        return None
+
     def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
         """Rows at k * factor from the rows (R, H) at k of a chunk of `num_tokens`.
 
@@ -196,21 +200,28 @@ class Terminal(Ranked):
 
 
 class Tapered(Ranked):
-    """Half of the rows are the last outputs of the chunk, the others are spread over the rest.
+    """About half of the rows are the chunk's last tokens, raw, the others outputs spread over it.
 
-    What follows a chunk depends most on its last tokens, as `Terminal` has it, but a question may
-    be of any of them.
+    What follows a chunk depends most on its last tokens, word by word; a question may be of any of
+    them. Rows, outputs and tokens, are in the order of the text.
     """
 
     name = "tapered"
 
     def order(self, num_tokens: int) -> Tensor:
+        return self._rank(num_tokens).argsort()
+
+    def raw(self, num_tokens: int, k: int) -> Tensor:
+        rank = self._rank(num_tokens)
+        return rank[self.places(num_tokens, k)] % 2 == 1
+
+    @staticmethod
+    def _rank(num_tokens: int) -> Tensor:
+        """For each place its first turn, (L,): outputs have the even turns, raw tokens the odd."""
         last = torch.arange(num_tokens).flip(0)
-        wanted = torch.stack([last, last[_halved(num_tokens)]], dim=1).flatten()  # (2 * L,)
-        first = torch.full_like(last, len(wanted)).scatter_reduce(
-            0, wanted, torch.arange(len(wanted)), "amin"
-        )
-        return first.argsort()
+        turns = torch.stack([last[_halved(num_tokens)], last], dim=1).flatten()  # (2 * L,)
+        rank = torch.full_like(last, len(turns))
+        return rank.scatter_reduce(0, turns, torch.arange(len(turns)), "amin")
 
 
 class Random(Picked):

@@ -18,11 +18,8 @@ from extensible_embedding.train import trainer
 from extensible_embedding.train.config import TrainConfig
 from extensible_embedding.train.data import Instance
 from extensible_embedding.train.packed_attention import packed_mask
-from extensible_embedding.train.packing import (
-    PackedSequences,
-    Piece,
-    collate_packed,
-)
+from extensible_embedding.train.packed_batches import collate_packed
+from extensible_embedding.train.packing import PackedSequences, Piece
 from extensible_embedding.train.questions import Document
 from extensible_embedding.train.trainer import build, instances, packed_sequences, train
 from extensible_embedding.train.two_stream import TwoStreamModel, plain_cross_entropy

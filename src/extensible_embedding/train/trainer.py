@@ -38,7 +38,8 @@ from .config import TrainConfig, check_files
 from .data import FirstFactors, Instances, Report, default_cache, tokenize_file
 from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
-from .packing import MOST_PIECES, PackedSequences, check_packs, collate_packed
+from .packed_batches import collate_packed
+from .packing import MOST_PIECES, PackedSequences, check_packs
 from .processes import load_reader, processes
 from .question_cache import tokenize_questions
 from .questions import Mixed, Questions, collate

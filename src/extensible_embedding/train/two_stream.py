@@ -27,7 +27,7 @@ from ..prompt import language_head
 from ..reader import Reader
 from .attention import Layout, attends_by, can_split, two_stream_attention
 from .packed_attention import PACKED_ATTENTION, fuses, packed_mask
-from .packing import Packed
+from .packed_batches import Packed
 
 
 class TwoStreamModel(nn.Module):
@@ -88,7 +88,7 @@ class TwoStreamModel(nn.Module):
     def _packed_loss(self, packed: Packed) -> Tensor:
         """Weighted loss of all that a packed batch predicts."""
         reader = self.embedder.reader
-        rows = self.embedder.rows_at(packed["chunks"], packed["row_outputs"])
+        rows = self.embedder.rows_at(packed["chunks"], packed["row_outputs"], packed["row_raw"])
         raw = reader.embed_tokens(packed["token_ids"])  # (B, S, H)
         embeds = raw.flatten(0, 1).index_copy(0, packed["row_places"], rows.to(raw.dtype))
         with attends_by(reader, PACKED_ATTENTION):
