@@ -8,7 +8,6 @@ from torch import Tensor
 
 from extensible_embedding.downsampling import (
     DOWN_SAMPLINGS,
-    Picked,
     check_scale_factor,
     down_sampling,
     num_rows,
@@ -68,46 +67,10 @@ def test_random_is_in_order_without_repeats_and_the_same_each_time() -> None:
     assert not torch.equal(drawn, down_sampling("strided").rows(places, 4)[:, 0])
 
 
-@pytest.mark.parametrize("length", [1, 2, 16, 64, 100, 256])
-@pytest.mark.parametrize("k", [2, 3, 4, 8, 16])
-def test_tapered_is_raw_at_the_end_and_spread_before(length: int, k: int) -> None:
-    sampler, count = down_sampling("tapered"), num_rows(length, k)
-    places, raw = sampler.places(length, k), sampler.raw(length, k)
-    assert places is not None
-    assert raw is not None
-    by_halves = [0, *sorted(range(1, length), key=lambda j: (-(j & -j), j))]
-    kinds: dict[int, bool] = {}
-    for turn in range(2 * length):
-        place = length - 1 - (turn // 2 if turn % 2 else by_halves[turn // 2])
-        if len(kinds) < count:
-            kinds.setdefault(place, bool(turn % 2))
-    assert dict(zip(places.tolist(), raw.tolist(), strict=True)) == kinds
-    assert places.tolist() == sorted(kinds)
-    assert (int(places[-1]), bool(raw[-1])) == (length - 1, False)
-    assert places[raw].tolist() == [] or int(places[raw].min()) >= length - count
-    gaps = places.diff(prepend=torch.tensor([-1]))
-    assert gaps.max() <= 2 * length / int((~raw).sum()) + 1
-
-
-@pytest.mark.parametrize("name", DOWN_SAMPLINGS)
-def test_a_row_is_raw_or_not_whatever_the_k(name: str) -> None:
-    sampler = down_sampling(name)
-    for k in (2, 4, 6):
-        places, raw = sampler.places(64, k), sampler.raw(64, k)
-        if raw is None:
-            assert name != "tapered"
-            continue
-        assert places is not None
-        coarse = sampler.raw(64, 2 * k)
-        assert coarse is not None
-        assert isinstance(sampler, Picked)
-        assert torch.equal(raw[sampler.kept(64, k, 2)], coarse)
-
-
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", ["strided", "terminal", "tapered"])
+@pytest.mark.parametrize("name", ["strided", "terminal"])
 def test_what_is_picked_nests_bit_for_bit(name: str, length: int, k: int, factor: int) -> None:
     sampler, given = down_sampling(name), outputs(length)
     coarser = sampler.coarser(sampler.rows(given, k), length, k, factor)
@@ -175,5 +138,5 @@ def test_a_scale_factor_is_a_whole_number(k: object) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="strided, mean, terminal, tapered, random"):
+    with pytest.raises(InputError, match="strided, mean, terminal, random"):
         down_sampling("max")

@@ -124,20 +124,6 @@ def test_training_rows_are_the_reading_rows(
     torch.testing.assert_close(rows.detach().flatten(0, 1), context.rows, **CLOSE)
 
 
-def test_some_tapered_rows_are_the_tokens_themselves(
-    tiny_reader: Reader, token_ids: Tensor
-) -> None:
-    embedder = make_embedder(tiny_reader, down_sampling="tapered")
-    context = embedder.compress(token_ids[:16], k=2)
-    tokens = tiny_reader.embed_tokens(token_ids[:16])
-    places = context.row_ends() - 1
-    same = (context.rows == tokens[places]).all(-1)
-    assert places.tolist() == [3, 7, 9, 11, 12, 13, 14, 15]
-    assert places[same].tolist() == [12, 13, 14]
-    coarse = embedder.compress(token_ids[:16], k=4)
-    torch.testing.assert_close(context.at(4).rows, coarse.rows, **CLOSE)
-
-
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_plain_form_is_scaled_like_tokens(
     tiny_reader: Reader, token_ids: Tensor, final_norm: bool

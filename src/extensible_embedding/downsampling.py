@@ -4,7 +4,7 @@ In: the outputs of one chunk, (L, H), and the scale factor k (tokens per row). O
 (R, H), with R = ceil(L / k): the last partial stride is kept, so that no token is lost. Knows
 nothing of the embedder. A new way of down-sampling is one class with one method.
 
-Paper: arXiv 2402.11577 (strided); arXiv 2401.07793, ablation (random, terminal). `tapered` is ours.
+Paper: arXiv 2402.11577 (strided); arXiv 2401.07793, ablation (random, terminal).
 """
 
 from __future__ import annotations
@@ -64,10 +64,6 @@ class DownSampling(ABC):
 
     def places(self, num_tokens: int, k: int) -> Tensor | None:
         """Which outputs (R,) of a chunk of `num_tokens` its rows are; None: a row is of several."""
-        return None
-
-    def raw(self, num_tokens: int, k: int) -> Tensor | None:
-        """Which rows (R,) are to be the token's embedding, not the output; None: none of them."""
         return None
 
     def coarser(self, rows: Tensor, num_tokens: int, k: int, factor: int) -> Tensor:
@@ -173,55 +169,15 @@ class Mean(DownSampling):
         return (sums / totals[:, None]).to(outputs.dtype)
 
 
-class Ranked(Picked):
-    """Rows are the first R outputs of an order, the same at any k: that nests, whatever the order.
-
-    An order begins with the chunk's last output.
-    """
-
-    nests = True
-    begins_alike = False
-
-    @abstractmethod
-    def order(self, num_tokens: int) -> Tensor:
-        """All outputs of a chunk of `num_tokens`, the most wanted first, (L,)."""
-
-    def places(self, num_tokens: int, k: int) -> Tensor:
-        return self.order(num_tokens)[: num_rows(num_tokens, k)].sort().values
-
-
-class Terminal(Ranked):
+class Terminal(Picked):
     """The last R outputs of the chunk."""
 
     name = "terminal"
+    nests = True
+    begins_alike = False
 
-    def order(self, num_tokens: int) -> Tensor:
-        return torch.arange(num_tokens).flip(0)
-
-
-class Tapered(Ranked):
-    """About half of the rows are the chunk's last tokens, raw, the others outputs spread over it.
-
-    What follows a chunk depends most on its last tokens, word by word; a question may be of any of
-    them. Rows, outputs and tokens, are in the order of the text.
-    """
-
-    name = "tapered"
-
-    def order(self, num_tokens: int) -> Tensor:
-        return self._rank(num_tokens).argsort()
-
-    def raw(self, num_tokens: int, k: int) -> Tensor:
-        rank = self._rank(num_tokens)
-        return rank[self.places(num_tokens, k)] % 2 == 1
-
-    @staticmethod
-    def _rank(num_tokens: int) -> Tensor:
-        """For each place its first turn, (L,): outputs have the even turns, raw tokens the odd."""
-        last = torch.arange(num_tokens).flip(0)
-        turns = torch.stack([last[_halved(num_tokens)], last], dim=1).flatten()  # (2 * L,)
-        rank = torch.full_like(last, len(turns))
-        return rank.scatter_reduce(0, turns, torch.arange(len(turns)), "amin")
+    def places(self, num_tokens: int, k: int) -> Tensor:
+        return torch.arange(num_tokens - num_rows(num_tokens, k), num_tokens)
 
 
 class Random(Picked):
@@ -242,19 +198,8 @@ def _in_each_chunk(each: Tensor, last: Tensor, whole: int, size: int) -> Tensor:
     return torch.cat([(firsts[:, None] + each).flatten(), size * whole + last])
 
 
-def _halved(length: int) -> Tensor:
-    """The numbers below `length`, those that large powers of two divide first, (L,).
-
-    The first of them, however many, are spread over the range about evenly.
-    """
-    numbers = torch.arange(length)
-    powers = numbers & -numbers  # the largest of two that divides each
-    powers[:1] = 2 * length
-    return powers.argsort(descending=True, stable=True)
-
-
 DOWN_SAMPLINGS: dict[str, type[DownSampling]] = {
-    cls.name: cls for cls in (Strided, Mean, Terminal, Tapered, Random)
+    cls.name: cls for cls in (Strided, Mean, Terminal, Random)
 }
 
 

@@ -47,7 +47,7 @@ class EmbedderConfig:
     chunk_tokens: int = 256
     """Context tokens that the embedder sees at once (L)."""
     down_sampling: str = "strided"
-    """How rows are picked: strided, mean, terminal, tapered or random."""
+    """How rows are picked: strided, mean, terminal or random."""
     residual: bool = True
     """Add the token embedding to a projected output; false: the paper's plain form."""
     final_norm: bool = True
@@ -168,33 +168,19 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
 
     def rows(self, token_ids: Tensor, k: int) -> Tensor:
         """Rows (C, R, H) of equally long chunks (C, L), with gradients: what training calls."""
-        each = zip(self(token_ids), token_ids, strict=True)
-        return torch.stack([self.rows_of(outputs, ids, k) for outputs, ids in each])
-
-    def rows_of(self, outputs: Tensor, token_ids: Tensor, k: int) -> Tensor:
-        """Rows (R, H) of one chunk: of its outputs (L, H) and tokens (L,)."""
         sampler = down_sampling(self.config.down_sampling)
-        places, raw = sampler.places(len(outputs), k), sampler.raw(len(outputs), k)
-        rows = sampler.rows(outputs, k)
-        return rows if raw is None else self._with_raw(rows, token_ids[places], raw)
+        return torch.stack([sampler.rows(chunk, k) for chunk in self(token_ids)])
 
-    def _with_raw(self, rows: Tensor, token_ids: Tensor, raw: Tensor) -> Tensor:
-        """Rows (..., R, H), some (R,) of them the embeddings of their tokens (..., R)."""
-        tokens = self.reader.embed_tokens(token_ids).to(rows.dtype)
-        return torch.where(raw.to(rows.device)[:, None], tokens, rows)
-
-    def rows_at(self, chunks: Tensor, outputs: Tensor, raw: Tensor | None = None) -> Tensor:
+    def rows_at(self, chunks: Tensor, outputs: Tensor) -> Tensor:
         """Rows (R, H) that are some outputs of chunks (C, L), with gradients.
 
         Args:
             chunks: token ids.
             outputs: (R,) numbers of the outputs, of C * L.
-            raw: (R,) which of them are the token's embedding instead.
         """
         tokens = self.reader.embed_tokens(chunks).float()
         hidden = self.layers(inputs_embeds=tokens, use_cache=False).last_hidden_state
-        rows = self._outputs(tokens.flatten(0, 1)[outputs], hidden.flatten(0, 1)[outputs])
-        return rows if raw is None else self._with_raw(rows, chunks.flatten()[outputs], raw)
+        return self._outputs(tokens.flatten(0, 1)[outputs], hidden.flatten(0, 1)[outputs])
 
     @torch.inference_mode()
     def compress(
@@ -285,8 +271,6 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         if places is None:
             return torch.cat([sampler.rows(output, k) for output in self(chunks)])
         outputs: Tensor = self(chunks, places.to(chunks.device))
-        if (raw := sampler.raw(chunks.shape[1], k)) is not None:
-            outputs = self._with_raw(outputs, chunks[:, places], raw)
         return outputs.flatten(0, 1)
 
     def check_request(self, token_ids: Tensor, k: int) -> None:

@@ -58,7 +58,7 @@ def test_what_is_not_raw_is_in_the_rows(talk: KeptConversation, num_raw: int) ->
 def test_where_rows_do_not_begin_alike_whole_chunks_are_read(
     store: ContextStore, tiny_reader: Reader
 ) -> None:
-    embedder = make_embedder(tiny_reader, chunk_tokens=32, down_sampling="tapered")
+    embedder = make_embedder(tiny_reader, chunk_tokens=32, down_sampling="terminal")
     talk = KeptConversation(store, "talk", embedder)
     for turn in TURNS:
         talk.keep(*turn)

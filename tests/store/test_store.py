@@ -200,7 +200,7 @@ def test_types_of_rows(store: ContextStore, embedder: ExtensibleEmbedder, row_ty
     assert store["novel"].text() == text + text_of(30)
 
 
-@pytest.mark.parametrize("sampling", ["mean", "terminal", "tapered"])
+@pytest.mark.parametrize("sampling", ["mean", "terminal"])
 def test_others_nest_too(store: ContextStore, tiny_reader: Reader, sampling: str) -> None:
     embedder = make_embedder(tiny_reader, chunk_tokens=CHUNK, down_sampling=sampling)
     store.add("novel", text_of(75), embedder)

@@ -54,7 +54,7 @@ def packed(sequences: list[list[Piece]], **more: Any) -> dict[str, Tensor]:
     return collate_packed(sequences, **settings)["packed"]
 
 
-@pytest.mark.parametrize("sampling", ["strided", "tapered"])
+@pytest.mark.parametrize("sampling", ["strided", "terminal"])
 def test_texts_have_the_loss_of_each_alone(tiny_reader: Reader, sampling: str) -> None:
     """Of instances whose chunks are the embedder's, so that both ways embed alike."""
     tiny_embedder = make_embedder(tiny_reader, chunk_tokens=16, down_sampling=sampling)
@@ -70,7 +70,7 @@ def test_texts_have_the_loss_of_each_alone(tiny_reader: Reader, sampling: str) -
     assert_same(gradients(tiny_embedder, loss), gradients(tiny_embedder, expected))
 
 
-@pytest.mark.parametrize("sampling", ["strided", "tapered"])
+@pytest.mark.parametrize("sampling", ["strided", "terminal"])
 def test_answers_have_the_loss_of_each_alone(tiny_reader: Reader, sampling: str) -> None:
     tiny_embedder = make_embedder(tiny_reader, chunk_tokens=16, down_sampling=sampling)
     model, drawn = TwoStreamModel(tiny_embedder), [document(37, 4), document(16, 8)]
@@ -223,7 +223,10 @@ def test_what_cannot_be_packed_is_refused(
         ({"scale_factors": [3]}, "every k divides every chunk length, but 3 does not divide 8"),
         ({"first_scale_factors": [5], "first_steps": 1}, "but 5 does not divide 8"),
         ({"down_sampling": "mean"}, "rows are picked of the embedder's outputs, .* are 'mean'"),
-        ({"down_sampling": "tapered"}, "whole chunks of the reading length, 16 .* has 8; give mul"),
+        (
+            {"down_sampling": "terminal"},
+            "whole chunks of the reading length, 16 .* has 8",
+        ),
         ({"sequence_places": 24}, "holds the rows of one chunk and the next chunk, 25 places"),
     ],
 )

@@ -184,13 +184,13 @@ def test_another_down_sampling_begins_with_the_same_weights(
     folder = str(train(dataclasses.replace(config, max_steps=1), reader=reader))
     again = dataclasses.replace(config, output_dir=config.output_dir + "2", init_from=folder)
     same = build(again, reader)
-    other = build(dataclasses.replace(again, down_sampling="tapered"), reader)
-    assert (same.config.down_sampling, other.config.down_sampling) == ("strided", "tapered")
+    other = build(dataclasses.replace(again, down_sampling="terminal"), reader)
+    assert (same.config.down_sampling, other.config.down_sampling) == ("strided", "terminal")
     assert same.fingerprint != other.fingerprint
     for name, weight in own_weights(same).items():
         assert torch.equal(weight, own_weights(other)[name])
-    kept = train(dataclasses.replace(again, down_sampling="tapered", max_steps=1), reader=reader)
-    assert ExtensibleEmbedder.from_pretrained(kept, reader).config.down_sampling == "tapered"
+    kept = train(dataclasses.replace(again, down_sampling="terminal", max_steps=1), reader=reader)
+    assert ExtensibleEmbedder.from_pretrained(kept, reader).config.down_sampling == "terminal"
 
 
 def test_missing_data_are_refused_before_the_reader_is_loaded(config: TrainConfig) -> None:

@@ -59,7 +59,7 @@ def _trained_at(name: str, *scale_factors: int) -> Ablation:
 
 _ONE_STREAM = {"one_stream": True}
 VARIANTS: tuple[Ablation, ...] = (
-    *map(_sampling, ("strided", "mean", "terminal", "tapered", "random")),
+    *map(_sampling, ("strided", "mean", "terminal", "random")),
     *map(_layers, (4, 8, 12)),
     _trained_at("k-random", 2, 4, 8, 16, 32),
     _trained_at("k-4", 4),

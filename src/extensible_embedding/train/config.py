@@ -49,7 +49,7 @@ class TrainConfig:
     reading_chunk_tokens: int = 256
     """Chunk length at reading time, kept with the embedder."""
     down_sampling: str | None = None
-    """strided, mean, terminal, tapered or random; by default that of `init_from`, or strided."""
+    """strided, mean, terminal or random; by default that of `init_from`, or strided."""
     residual: bool = True
     """Identity residual; false: the paper's plain form."""
     final_norm: bool = True

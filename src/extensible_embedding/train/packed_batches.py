@@ -31,8 +31,6 @@ class Packed(TypedDict):
     """(C, E) token ids of all contexts, padded on the right."""
     row_outputs: Tensor
     """(R,) which output of the embedder, of C * E, each row is."""
-    row_raw: Tensor
-    """(R,) whether a row is the token's embedding instead."""
     row_places: Tensor
     """(R,) where it stands, of B * S places."""
     token_ids: Tensor
@@ -98,7 +96,6 @@ class _Packer:
         self.start, self.seen = np.zeros(size, np.int32), np.zeros(size, np.int32)
         self.chunks: list[NDArray[np.int64]] = []
         self.row_outputs: list[NDArray[np.int64]] = []
-        self.row_raw: list[NDArray[np.bool_]] = []
         self.row_places: list[NDArray[np.int64]] = []
         self.predicted_at: list[NDArray[np.int64]] = []
         self.labels: list[NDArray[np.int64]] = []
@@ -129,8 +126,6 @@ class _Packer:
             chunk = np.zeros(self.chunk_tokens, np.int64)
             chunk[: end - start] = context[start:end]
             picked = self.sampler.places(end - start, k).numpy()
-            raw = self.sampler.raw(end - start, k)
-            self.row_raw.append(np.zeros(len(picked), np.bool_) if raw is None else raw.numpy())
             self.row_outputs.append(len(self.chunks) * self.chunk_tokens + picked)
             self.row_places.append(np.arange(place, place + len(picked)))
             self.chunks.append(chunk)
@@ -157,7 +152,6 @@ class _Packer:
         arrays = {
             "chunks": np.stack(self.chunks),
             "row_outputs": np.concatenate(self.row_outputs),
-            "row_raw": np.concatenate(self.row_raw),
             "row_places": np.concatenate(self.row_places),
             "predicted_at": np.concatenate(self.predicted_at),
             "labels": np.concatenate(self.labels),

@@ -88,7 +88,7 @@ class TwoStreamModel(nn.Module):
     def _packed_loss(self, packed: Packed) -> Tensor:
         """Weighted loss of all that a packed batch predicts."""
         reader = self.embedder.reader
-        rows = self.embedder.rows_at(packed["chunks"], packed["row_outputs"], packed["row_raw"])
+        rows = self.embedder.rows_at(packed["chunks"], packed["row_outputs"])
         raw = reader.embed_tokens(packed["token_ids"])  # (B, S, H)
         embeds = raw.flatten(0, 1).index_copy(0, packed["row_places"], rows.to(raw.dtype))
         with attends_by(reader, PACKED_ATTENTION):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...chunks import chunk_spans
-from ...downsampling import num_rows
+from ...downsampling import down_sampling, num_rows
 from ...embedder import ExtensibleEmbedder
 
 _BATCH_CHUNKS = 8
@@ -50,13 +50,12 @@ class RowCache:
         spans = chunk_spans(len(token_ids), embedder.config.chunk_tokens)
         if not any(_key(token_ids, span) in self._kept for span in spans):
             self._forget()
-        done = 0
+        sampler, done = down_sampling(embedder.config.down_sampling), 0
         count = sum(num_rows(end - start, k) for start, end in spans)
         rows = torch.empty(count, embedder.reader.hidden_size, dtype=embedder.reader.dtype)
         for first in range(0, len(spans), _BATCH_CHUNKS):
-            part = spans[first : first + _BATCH_CHUNKS]
-            for (start, end), output in zip(part, self._outputs(token_ids, part), strict=True):
-                made = embedder.rows_of(output, token_ids[start:end], k)
+            for output in self._outputs(token_ids, spans[first : first + _BATCH_CHUNKS]):
+                made = sampler.rows(output, k)
                 rows[done : done + len(made)] = made
                 done += len(made)
         return rows
