@@ -80,7 +80,8 @@ def readme_block(
     return f"""\
 Recovery of the released embedder ({tokens:,} training tokens; 1 is as good as raw text at 1/k of
 its rows, 0 useless), 1,024 context tokens before each target, {targets} targets a domain, bootstrap
-95% interval in brackets; the last column reads as many of the context's last tokens raw:
+95% interval in brackets. All take n / k rows for n tokens: rows alone; rows at 2k and then the
+last tokens raw, as `Reader.generate` reads a text that goes on; the last tokens alone:
 
 {recovery_table(records)}
 

@@ -6,6 +6,7 @@ transformers' `generate` on input embeddings. Knows nothing of how rows were mad
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from .errors import InputError, WindowError
 from .expand import ByWords, SpanRanker, expanded_prompt
 from .generation import FinishReason, NewText, generate
 from .prompt import AUTO, Prompt, Turn, fit, text_prompt
+from .raw_end import with_raw_end
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -146,6 +148,7 @@ class AnswerMixin:
         text: str | Sequence[str] = "",
         *,
         k: int | str | Sequence[int] = AUTO,
+        raw_end: bool = True,
         max_new_tokens: int = 128,
         **generation: Any,
     ) -> str | list[str]:
@@ -155,6 +158,8 @@ class AnswerMixin:
             contexts: one context, or one for each text.
             text: raw text after the rows; a list makes a batch.
             k: scale factor to read at, or "auto".
+            raw_end: read the context at 2k and its last tokens raw, in no more rows than at k; the
+                text that follows depends most on these. False: rows alone.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments.
 
@@ -169,6 +174,8 @@ class AnswerMixin:
         each = _spread(contexts, len(texts))
         prompts = [text_prompt(reader, part, t) for part, t in zip(each, texts, strict=True)]
         plans = [self.plan(prompt, k, max_new_tokens) for prompt in prompts]
+        if raw_end:
+            plans = [_with_raw_end(plan) for plan in plans]
         new = generate(reader, plans, {"max_new_tokens": max_new_tokens, **generation})
         return new[0].text if isinstance(text, str) else [each.text for each in new]
 
@@ -327,6 +334,12 @@ class AnswerMixin:
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
         texts = generate(reader, plans, settings)
         return [_answer(reader, plan, text) for plan, text in zip(plans, texts, strict=True)]
+
+
+def _with_raw_end(plan: Plan) -> Plan:
+    prompt, ks = with_raw_end(plan.prompt, plan.ks)
+    rows = prompt.num_rows(ks)
+    return dataclasses.replace(plan, prompt=prompt, k=max(ks), ks=ks, prompt_rows=rows)
 
 
 def _room(reader: Reader, max_new_tokens: int) -> int:

@@ -17,6 +17,7 @@ from extensible_embedding.evals.records import LmRecord
 from extensible_embedding.evals.release import release
 
 FACTORS = (2, 4)
+STARTS = {"none": 0, "raw": 0.8, "extensible": 0.4, "extensible-raw-end": 0.6, "recent": 0.1}
 
 
 @pytest.fixture
@@ -53,12 +54,14 @@ def test_the_card_has_what_was_measured(
     card = (folder / MODEL_CARD).read_text(encoding="utf-8")
     assert "`python make.py` on 20" in card
     assert f"down-sampling: {tiny_embedder.config.down_sampling}" in card
-    assert "| k | books | code | mean | as many recent raw tokens, mean |" in card
+    assert "| k | read | books | code | mean |" in card
     for k in FACTORS:
-        row = next(line for line in card.splitlines() if line.startswith(f"| {k} | "))
-        assert row.endswith(f"| **0.5{k} (0.40 to 0.60)** | 0.2{k} (0.10 to 0.30) |")
-        assert f"| as many recent tokens, k={k} | " in card
-    assert {each.method for each in records} == {"none", "raw", "extensible", "recent"}
+        for read, start in (("rows alone", 4), ("rows, the end raw", 6), ("as many", 1)):
+            row = next(line for line in card.splitlines() if line.startswith(f"| {k} | {read}"))
+            low, high = f"0.{start}0", f"0.{start + 2}0"
+            assert row.endswith(f" | **0.{start + 1}{k} ({low} to {high})** |")
+        assert f"| as many last tokens alone, k={k} | " in card
+    assert {each.method for each in records} == set(STARTS)
 
 
 def worth_something(*given: Any, **settings: Any) -> list[LmRecord]:
@@ -71,5 +74,5 @@ def worth_something(*given: Any, **settings: Any) -> list[LmRecord]:
             recovery_high=start + 0.2,
         )
         for each in evaluate_lm(*given, **settings)
-        for start in [0.4 if each.method == "extensible" else 0.1]
+        for start in [STARTS[each.method]]
     ]

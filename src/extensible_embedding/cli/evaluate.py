@@ -52,11 +52,11 @@ def lm(
             "--methods",
             metavar="NAME,...",
             help="What stands before the targets: `none` no context, `raw` the tokens of the "
-            "context, `extensible` its rows, `mean-pool` averaged token embeddings, "
-            "`recent` as many of its last tokens as there would be rows; with --windows also "
-            "`extensible-online`, `extensible-mixed` rows with the best spans raw, "
-            "`extensible-adaptive` whatever has predicted the text best so far, "
-            "`truncate`, `streaming-llm`, `retrieve`, "
+            "context, `extensible` its rows, `extensible-raw-end` no more rows, about half of them "
+            "its last tokens raw, `recent` its last tokens alone, as many as there would be rows, "
+            "`mean-pool` averaged token embeddings; with --windows also `extensible-online`, "
+            "`extensible-mixed` rows with the best spans raw, `extensible-adaptive` whatever has "
+            "predicted the text best so far, `truncate`, `streaming-llm`, `retrieve`, "
             "`llmlingua`, `llmlingua-2`, `kvpress-snapkv`, `kvpress-streaming-llm`, "
             "`kvpress-knorm`, `pi`, `ntk` and `yarn`.",
         ),

@@ -17,9 +17,12 @@ from .lm import Progress, evaluate_lm
 from .markdown import markdown_table
 from .records import MEAN, LmRecord, provenance
 
-_METHODS = ("none", "raw", "extensible", "recent")
+_READ = {
+    "extensible": "rows alone",
+    "extensible-raw-end": "rows, the end raw",
+    "recent": "as many last tokens alone",
+}
 _NAMES = {"none": "no context", "raw": "raw context"}
-_AT_K = {"extensible": "rows at k={}", "recent": "as many recent tokens, k={}"}
 _COST_K = 4
 _COST_TARGETS = 4
 
@@ -66,7 +69,7 @@ def release(
     records = evaluate_lm(
         small,
         data,
-        methods=_METHODS,
+        methods=[*_NAMES, *_READ],
         scale_factors=scale_factors,
         num_targets=num_targets,
         progress=progress,
@@ -106,19 +109,16 @@ def _cost_nats(
 
 
 def recovery_table(records: Sequence[LmRecord]) -> str:
-    """Markdown: recovery with its interval, a row for each k, a column for each domain.
-
-    Where recent tokens were measured too, their mean comes last.
-    """
+    """Markdown: recovery with its interval, a row for each k and way to read, a column a domain."""
     domains = list(dict.fromkeys(record.domain for record in records))
-    factors = sorted({record.k for record in records if record.method == "extensible"})
-    columns = [("extensible", domain) for domain in domains]
-    names = list(domains)
-    if any(record.method == "recent" for record in records):
-        columns.append(("recent", domains[-1]))
-        names.append(f"as many recent raw tokens, {domains[-1]}")
-    rows = [[k, *(_cell(records, method, of, k) for method, of in columns)] for k in factors]
-    return markdown_table(["k", *names], rows)
+    factors = sorted({record.k for record in records if record.method in _READ})
+    methods = [method for method in _READ if any(record.method == method for record in records)]
+    rows = [
+        [k, _READ[method], *(_cell(records, method, domain, k) for domain in domains)]
+        for k in factors
+        for method in methods
+    ]
+    return markdown_table(["k", "read", *domains], rows)
 
 
 def loss_table(records: Sequence[LmRecord]) -> str:
@@ -126,7 +126,7 @@ def loss_table(records: Sequence[LmRecord]) -> str:
     domains = list(dict.fromkeys(record.domain for record in records))
     rows = []
     for method, k in dict.fromkeys((record.method, record.k) for record in records):
-        name = _AT_K[method].format(k) if method in _AT_K else _NAMES.get(method, method)
+        name = f"{_READ[method]}, k={k}" if method in _READ else _NAMES.get(method, method)
         cells = [
             f"{record.loss_nats:.3f}"
             for record in records
@@ -143,7 +143,7 @@ def _cell(records: Sequence[LmRecord], method: str, domain: str, k: int) -> str:
                 return "-"
             low, high = record.recovery_low, record.recovery_high
             text = f"{record.recovery:.2f} ({low:.2f} to {high:.2f})"
-            return f"**{text}**" if (domain, method) == (MEAN, "extensible") else text
+            return f"**{text}**" if domain == MEAN else text
     return "-"
 
 
@@ -184,8 +184,9 @@ identity residual: {config.residual}; down-sampling: {config.down_sampling}. Tex
 (loss without context - loss with rows) / (loss without context - loss with raw context), the same
 targets for all: {first.context_tokens:,} context tokens before the target,
 {first.num_targets} targets a domain; in brackets the bootstrap 95% interval. 1 is as good as raw
-text at 1/k of its rows, 0 is useless. The last column reads as many of the context's last tokens
-raw: rows are worth most for what is older than these.
+text at 1/k of its rows, 0 is useless. All three ways take n / k rows of n tokens: rows alone;
+rows at 2k and then the last tokens raw, as a text that goes on is read (`Reader.generate`); the
+last tokens alone.
 
 {recovery_table(records)}
 

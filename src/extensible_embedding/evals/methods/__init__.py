@@ -20,7 +20,7 @@ from .plain import NoContext, Raw, SinksAndRecent, Truncate
 from .prune import Prune
 from .retrieve import Retrieve
 from .rope import DynamicNtk, PositionInterpolation, Yarn
-from .rows import Extensible, MeanPool, Recent
+from .rows import Extensible, ExtensibleRawEnd, MeanPool, Recent
 
 __all__ = [
     "METHODS",
@@ -55,6 +55,7 @@ WITH_K: Mapping[str, type[Extensible]] = {
     each.name: each
     for each in (
         Extensible,
+        ExtensibleRawEnd,
         ExtensibleMixed,
         ExtensibleAdaptive,
         ExtensibleOnline,

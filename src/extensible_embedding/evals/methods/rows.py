@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...downsampling import num_rows
+from ...downsampling import down_sampling, num_rows
 from ...embedder import ExtensibleEmbedder
 from ...errors import WindowError
+from ...raw_end import end_begins
 from .base import EmbedsReading, Method, Passage, Reading, raw_reading, room_for_context
 from .cache import RowCache
 
@@ -132,6 +133,27 @@ class Extensible(Method):
         if self.cache is not None:
             return self.cache.rows(token_ids, k)
         return self.embedder.compress(token_ids, k=k).rows
+
+
+class ExtensibleRawEnd(Extensible):
+    """As `Reader.generate` reads: at 2k up to the end, the end raw, in no more rows than at k.
+
+    In a window, and before a question, as `Extensible`.
+    """
+
+    name = "extensible-raw-end"
+
+    def read(self, passage: Passage, room: int) -> Reading:
+        """Head, rows, the end."""
+        config, num_tokens = self.embedder.config, len(passage.context)
+        if not self.all_rows or self.k is None or len(passage.tail):
+            return super().read(passage, room)
+        sampler = down_sampling(config.down_sampling)
+        found = end_begins(num_tokens, config.chunk_tokens, self.k, sampler)
+        coarse, start = found or (self.k, num_tokens)
+        left = room_for_context(passage, room) - (num_tokens - start)
+        rows = self._fitting_rows(passage, start, coarse, left)
+        return self._joined(passage, rows, self.k, passage.context[start:])
 
 
 class MeanPool(Extensible):

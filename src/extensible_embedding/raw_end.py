@@ -1,0 +1,82 @@
+"""A text that goes on: rows of all but its end, the end raw, in no more rows than rows alone.
+
+In: contexts of a prompt and their scale factors. Out: the same prompt, in which the last context is
+read at twice its k up to a row's end, and raw from there: about half of its rows are raw tokens.
+What follows a text depends most on its last words, one by one, and a frozen reader copies from
+tokens, hardly from rows. For a question, which may be of any part, `expand` does as much. Knows
+nothing of models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .context import Context
+from .downsampling import DownSampling, down_sampling
+from .prompt import Prompt, RawSpan
+
+_COARSER = 2
+"""The rows before the end are read at so many times k."""
+
+
+def with_raw_end(prompt: Prompt, ks: tuple[int, ...]) -> tuple[Prompt, tuple[int, ...]]:
+    """The prompt with the end of its last context raw, and the scale factors then.
+
+    Both are as they were where nothing is read as rows, or rows cannot be read coarser.
+
+    Args:
+        prompt: a text that goes on.
+        ks: scale factor of each context.
+    """
+    if not prompt.contexts:
+        return prompt, ks
+    context, k = prompt.contexts[-1], ks[-1]
+    sampler = down_sampling(context.down_sampling)
+    place = end_begins(context.num_tokens, context.chunk_tokens, k, sampler)
+    if place is None or not sampler.nests:
+        return prompt, ks
+    coarse, start = place
+    older = _first_tokens(context.at(coarse), start)
+    end = RawSpan(context=context, start=start, end=context.num_tokens)
+    at = next(n for n, part in reversed([*enumerate(prompt.parts)]) if part is context)
+    parts = (*prompt.parts[:at], older, end, *prompt.parts[at + 1 :])
+    return Prompt(parts=parts), (*ks[:-1], coarse)
+
+
+def end_begins(
+    num_tokens: int, chunk_tokens: int, k: int, sampler: DownSampling
+) -> tuple[int, int] | None:
+    """At which scale factor rows are read before a raw end, and at which token that begins.
+
+    The longest end with which rows and raw tokens are no more than the rows at k. None where there
+    is no such end: all is raw, a chunk has no rows so coarse, or the text is too short.
+
+    Args:
+        num_tokens: of the context.
+        chunk_tokens: of a chunk.
+        k: at which the context would be rows alone.
+        sampler: that picks rows.
+    """
+    coarse = _COARSER * k
+    if k == 1 or coarse > chunk_tokens:
+        return None
+    room = len(sampler.context_row_ends(num_tokens, chunk_tokens, k))
+    ends = sampler.context_row_ends(num_tokens, chunk_tokens, coarse)
+    fits = torch.arange(1, len(ends) + 1) + num_tokens - ends <= room
+    if not sampler.begins_alike:  # the first rows of a chunk are not those of its first tokens
+        fits &= (ends % chunk_tokens == 0) | (ends == num_tokens)
+    start = int(ends[fits][0])
+    return (coarse, start) if start < num_tokens else None
+
+
+def _first_tokens(context: Context, num_tokens: int) -> Context:
+    """What stands for the first tokens, which end where a row does."""
+    count = int((context.row_ends() <= num_tokens).sum())
+    return dataclasses.replace(
+        context,
+        rows=context.rows[:count],
+        token_ids=context.token_ids[:num_tokens],
+        source=None,  # these are tokens of a part of it
+    )

@@ -1,0 +1,117 @@
+"""A text that goes on is read with its end raw, in no more rows than rows alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_embedder
+
+from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.downsampling import DOWN_SAMPLINGS, down_sampling
+from extensible_embedding.evals.methods import Passage, make_method
+from extensible_embedding.prompt import RawSpan, language_head, text_prompt
+from extensible_embedding.raw_end import end_begins, with_raw_end
+
+CHUNK = 16
+
+
+def ids(num_tokens: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_tokens)
+    return torch.randint(97, 123, (num_tokens,), generator=generator)
+
+
+@pytest.mark.parametrize("name", DOWN_SAMPLINGS)
+@pytest.mark.parametrize("k", [2, 3, 4, 8])
+@pytest.mark.parametrize("num_tokens", [1, 5, 16, 17, 40, 64, 100])
+def test_it_takes_no_more_rows_and_no_longer_end_would(name: str, k: int, num_tokens: int) -> None:
+    sampler = down_sampling(name)
+    room = len(sampler.context_row_ends(num_tokens, CHUNK, k))
+    found = end_begins(num_tokens, CHUNK, k, sampler)
+    if found is None:
+        return
+    coarse, start = found
+    assert coarse == 2 * k
+    ends = sampler.context_row_ends(num_tokens, CHUNK, coarse).tolist()
+    if not sampler.begins_alike:
+        assert start % CHUNK == 0
+        ends = [end for end in ends if end % CHUNK == 0]
+    else:
+        assert num_tokens - start >= room // 2 - coarse
+
+    def taken(end: int) -> int:
+        return len(sampler.context_row_ends(end, CHUNK, coarse)) + num_tokens - end
+
+    assert start in ends
+    assert taken(start) <= room
+    assert all(taken(end) > room for end in ends if end < start)
+
+
+def test_what_has_no_such_end() -> None:
+    sampler = down_sampling("strided")
+    assert end_begins(100, CHUNK, 1, sampler) is None
+    assert end_begins(100, CHUNK, 9, sampler) is None
+    assert end_begins(3, CHUNK, 4, sampler) is None
+
+
+@pytest.mark.parametrize("name", ["strided", "mean"])
+def test_rows_and_tokens_are_those_of_the_text(tiny_reader: Reader, name: str) -> None:
+    embedder = make_embedder(tiny_reader, down_sampling=name)
+    others, text = embedder.compress(ids(40), k=2), embedder.compress(ids(90), k=2)
+    prompt = text_prompt(tiny_reader, [others, text], " and so on")
+    found, ks = with_raw_end(prompt, (2, 4))
+    assert ks == (2, 8)
+    head, first, older, end, tail = found.parts
+    assert first is others
+    assert (head, tail) == (prompt.parts[0], prompt.parts[-1])
+    assert isinstance(end, RawSpan)
+    assert torch.equal(torch.cat([older.token_ids, text.token_ids[end.start :]]), ids(90))  # type: ignore[union-attr]
+    assert prompt.num_rows((2, 4)) - 8 < found.num_rows(ks) <= prompt.num_rows((2, 4))
+    made = embedder.compress(ids(90)[: end.start], k=8)
+    torch.testing.assert_close(older.rows, made.rows, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+    embeds = found.embeds(tiny_reader, ks)
+    assert len(embeds) == found.num_rows(ks)
+
+
+def test_what_cannot_be_read_so_stays_as_it_is(tiny_reader: Reader) -> None:
+    for context, k in (
+        (make_embedder(tiny_reader, down_sampling="random").compress(ids(90), k=4), 4),
+        (make_embedder(tiny_reader).compress(ids(90), k=4), 1),
+        (make_embedder(tiny_reader).compress(ids(90), k=16), 16),
+    ):
+        prompt = text_prompt(tiny_reader, [context])
+        assert with_raw_end(prompt, (k,)) == (prompt, (k,))
+    empty = text_prompt(tiny_reader, [])
+    assert with_raw_end(empty, ()) == (empty, ())
+
+
+def test_generate_reads_the_end_raw(
+    tiny_embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, seen = tiny_embedder.reader, []
+    from extensible_embedding import answer
+
+    def watched(reader: Reader, plans: list, settings: dict) -> list:
+        seen.extend(plans)
+        return real(reader, plans, settings)
+
+    real = answer.generate
+    monkeypatch.setattr(answer, "generate", watched)
+    context = tiny_embedder.compress(ids(300), k=2)
+    for k in (4, "auto"):
+        reader.generate(context, "so", k=k, max_new_tokens=2)
+        reader.generate(context, "so", k=k, raw_end=False, max_new_tokens=2)
+    ended, alone, raw, _ = seen
+    assert (ended.k, alone.k, raw.k) == (8, 4, 1)
+    assert ended.prompt_rows <= alone.prompt_rows
+    assert [len(plan.prompt.spans) for plan in seen] == [1, 0, 0, 0]
+
+
+def test_the_evaluation_reads_as_generate_does(tiny_embedder: ExtensibleEmbedder) -> None:
+    reader, context = tiny_embedder.reader, ids(200)
+    passage = Passage(head=language_head(reader), context=context, tail=context[:0], num_next=8)
+    method = make_method("extensible-raw-end", tiny_embedder, k=4, all_rows=True)
+    found = method.read(passage, 400)
+    prompt, ks = with_raw_end(text_prompt(reader, [tiny_embedder.compress(context, k=4)]), (4,))
+    expected = prompt.embeds(reader, ks)
+    torch.testing.assert_close(found.embeds, expected, rtol=1e-5, atol=1e-6)  # type: ignore[attr-defined]
+    assert found.k == 4
