@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import make_embedder
 
-from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding import Context, ExtensibleEmbedder, Reader
 from extensible_embedding.downsampling import DOWN_SAMPLINGS, down_sampling
 from extensible_embedding.evals.methods import Passage, make_method
 from extensible_embedding.prompt import RawSpan, language_head, text_prompt
-from extensible_embedding.raw_end import end_begins, with_raw_end
+from extensible_embedding.raw_end import raw_end, with_raw_end
 
 CHUNK = 16
 
@@ -23,34 +23,29 @@ def ids(num_tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", DOWN_SAMPLINGS)
 @pytest.mark.parametrize("k", [2, 3, 4, 8])
 @pytest.mark.parametrize("num_tokens", [1, 5, 16, 17, 40, 64, 100])
-def test_it_takes_no_more_rows_and_no_longer_end_would(name: str, k: int, num_tokens: int) -> None:
+def test_it_takes_as_many_places_and_leaves_nothing_out(name: str, k: int, num_tokens: int) -> None:
     sampler = down_sampling(name)
     room = len(sampler.context_row_ends(num_tokens, CHUNK, k))
-    found = end_begins(num_tokens, CHUNK, k, sampler)
+    found = raw_end(num_tokens, CHUNK, k, sampler)
+    coarse = sampler.context_row_ends(num_tokens, CHUNK, 2 * k).tolist()
     if found is None:
+        assert len(coarse) == room
         return
-    coarse, start = found
-    assert coarse == 2 * k
-    ends = sampler.context_row_ends(num_tokens, CHUNK, coarse).tolist()
-    if not sampler.begins_alike:
-        assert start % CHUNK == 0
-        ends = [end for end in ends if end % CHUNK == 0]
+    assert found.k == 2 * k
+    assert found.num_older in coarse
+    assert coarse.index(found.num_older) + 1 + num_tokens - found.start == room
+    assert found.start <= found.num_older
+    if sampler.begins_alike:
+        assert found.num_older - found.start < found.k  # no row is of raw tokens alone
     else:
-        assert num_tokens - start >= room // 2 - coarse
-
-    def taken(end: int) -> int:
-        return len(sampler.context_row_ends(end, CHUNK, coarse)) + num_tokens - end
-
-    assert start in ends
-    assert taken(start) <= room
-    assert all(taken(end) > room for end in ends if end < start)
+        assert found.num_older in (num_tokens, found.num_older // CHUNK * CHUNK)
 
 
 def test_what_has_no_such_end() -> None:
     sampler = down_sampling("strided")
-    assert end_begins(100, CHUNK, 1, sampler) is None
-    assert end_begins(100, CHUNK, 9, sampler) is None
-    assert end_begins(3, CHUNK, 4, sampler) is None
+    assert raw_end(100, CHUNK, 1, sampler) is None
+    assert raw_end(100, CHUNK, 9, sampler) is None
+    assert raw_end(3, CHUNK, 4, sampler) is None
 
 
 @pytest.mark.parametrize("name", ["strided", "mean"])
@@ -64,10 +59,13 @@ def test_rows_and_tokens_are_those_of_the_text(tiny_reader: Reader, name: str) -
     assert first is others
     assert (head, tail) == (prompt.parts[0], prompt.parts[-1])
     assert isinstance(end, RawSpan)
-    assert torch.equal(torch.cat([older.token_ids, text.token_ids[end.start :]]), ids(90))  # type: ignore[union-attr]
-    assert prompt.num_rows((2, 4)) - 8 < found.num_rows(ks) <= prompt.num_rows((2, 4))
-    made = embedder.compress(ids(90)[: end.start], k=8)
-    torch.testing.assert_close(older.rows, made.rows, rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+    assert isinstance(older, Context)
+    assert end.start <= older.num_tokens
+    assert torch.equal(older.token_ids, ids(90)[: older.num_tokens])
+    assert end.end == 90
+    assert found.num_rows(ks) == prompt.num_rows((2, 4))
+    made = embedder.compress(ids(90)[: older.num_tokens], k=8)
+    torch.testing.assert_close(older.rows, made.rows, rtol=1e-5, atol=1e-6)
     embeds = found.embeds(tiny_reader, ks)
     assert len(embeds) == found.num_rows(ks)
 

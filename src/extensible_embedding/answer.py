@@ -158,8 +158,8 @@ class AnswerMixin:
             contexts: one context, or one for each text.
             text: raw text after the rows; a list makes a batch.
             k: scale factor to read at, or "auto".
-            raw_end: read the context at 2k and its last tokens raw, in no more rows than at k; the
-                text that follows depends most on these. False: rows alone.
+            raw_end: read the context at 2k and its last tokens raw, in as many places as rows at k;
+                the text that follows depends most on these. False: rows alone.
             max_new_tokens: tokens to generate.
             generation: transformers' own generation arguments.
 

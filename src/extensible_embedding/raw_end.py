@@ -1,15 +1,16 @@
-"""A text that goes on: rows of all but its end, the end raw, in no more rows than rows alone.
+"""A text that goes on: rows of all but its end, the end raw, in as many places as rows alone.
 
 In: contexts of a prompt and their scale factors. Out: the same prompt, in which the last context is
-read at twice its k up to a row's end, and raw from there: about half of its rows are raw tokens.
-What follows a text depends most on its last words, one by one, and a frozen reader copies from
-tokens, hardly from rows. For a question, which may be of any part, `expand` does as much. Knows
-nothing of models.
+read at twice its k, and raw from where the rows that are saved so can be tokens: about half of its
+places are raw tokens. What follows a text depends most on its last words, one by one, and a frozen
+reader copies from tokens, hardly from rows. For a question, which may be of any part, `expand` does
+as much. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 
@@ -34,24 +35,33 @@ def with_raw_end(prompt: Prompt, ks: tuple[int, ...]) -> tuple[Prompt, tuple[int
         return prompt, ks
     context, k = prompt.contexts[-1], ks[-1]
     sampler = down_sampling(context.down_sampling)
-    place = end_begins(context.num_tokens, context.chunk_tokens, k, sampler)
-    if place is None or not sampler.nests:
+    end = raw_end(context.num_tokens, context.chunk_tokens, k, sampler)
+    if end is None or not sampler.nests:
         return prompt, ks
-    coarse, start = place
-    older = _first_tokens(context.at(coarse), start)
-    end = RawSpan(context=context, start=start, end=context.num_tokens)
+    older = _first_tokens(context.at(end.k), end.num_older)
+    tokens = RawSpan(context=context, start=end.start, end=context.num_tokens)
     at = next(n for n, part in reversed([*enumerate(prompt.parts)]) if part is context)
-    parts = (*prompt.parts[:at], older, end, *prompt.parts[at + 1 :])
-    return Prompt(parts=parts), (*ks[:-1], coarse)
+    parts = (*prompt.parts[:at], older, tokens, *prompt.parts[at + 1 :])
+    return Prompt(parts=parts), (*ks[:-1], end.k)
 
 
-def end_begins(
-    num_tokens: int, chunk_tokens: int, k: int, sampler: DownSampling
-) -> tuple[int, int] | None:
-    """At which scale factor rows are read before a raw end, and at which token that begins.
+@dataclass(frozen=True)
+class RawEnd:
+    """How a context is read whose end is raw."""
 
-    The longest end with which rows and raw tokens are no more than the rows at k. None where there
-    is no such end: all is raw, a chunk has no rows so coarse, or the text is too short.
+    k: int
+    """Of the rows."""
+    num_older: int
+    """The first tokens, which the rows stand for; they end where a row does."""
+    start: int
+    """The first raw token, no later than these."""
+
+
+def raw_end(num_tokens: int, chunk_tokens: int, k: int, sampler: DownSampling) -> RawEnd | None:
+    """The longest raw end with which there are as many rows and raw tokens as rows at k.
+
+    None where there is no such end: all is raw, a chunk has no rows so coarse, or the text is too
+    short.
 
     Args:
         num_tokens: of the context.
@@ -64,11 +74,12 @@ def end_begins(
         return None
     room = len(sampler.context_row_ends(num_tokens, chunk_tokens, k))
     ends = sampler.context_row_ends(num_tokens, chunk_tokens, coarse)
-    fits = torch.arange(1, len(ends) + 1) + num_tokens - ends <= room
+    starts = num_tokens - room + torch.arange(1, len(ends) + 1)  # of the end, after so many rows
+    fits = starts <= ends  # no token is left out
     if not sampler.begins_alike:  # the first rows of a chunk are not those of its first tokens
         fits &= (ends % chunk_tokens == 0) | (ends == num_tokens)
-    start = int(ends[fits][0])
-    return (coarse, start) if start < num_tokens else None
+    num_older, start = int(ends[fits][0]), int(starts[fits][0])
+    return RawEnd(coarse, num_older, start) if start < num_tokens else None
 
 
 def _first_tokens(context: Context, num_tokens: int) -> Context:

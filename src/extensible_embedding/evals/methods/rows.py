@@ -8,7 +8,7 @@ from torch import Tensor
 from ...downsampling import down_sampling, num_rows
 from ...embedder import ExtensibleEmbedder
 from ...errors import WindowError
-from ...raw_end import end_begins
+from ...raw_end import raw_end
 from .base import EmbedsReading, Method, Passage, Reading, raw_reading, room_for_context
 from .cache import RowCache
 
@@ -136,7 +136,7 @@ class Extensible(Method):
 
 
 class ExtensibleRawEnd(Extensible):
-    """As `Reader.generate` reads: at 2k up to the end, the end raw, in no more rows than at k.
+    """As `Reader.generate` reads: rows at 2k, the end raw, in as many places as rows at k.
 
     In a window, and before a question, as `Extensible`.
     """
@@ -149,11 +149,12 @@ class ExtensibleRawEnd(Extensible):
         if not self.all_rows or self.k is None or len(passage.tail):
             return super().read(passage, room)
         sampler = down_sampling(config.down_sampling)
-        found = end_begins(num_tokens, config.chunk_tokens, self.k, sampler)
-        coarse, start = found or (self.k, num_tokens)
-        left = room_for_context(passage, room) - (num_tokens - start)
-        rows = self._fitting_rows(passage, start, coarse, left)
-        return self._joined(passage, rows, self.k, passage.context[start:])
+        end = raw_end(num_tokens, config.chunk_tokens, self.k, sampler)
+        if end is None:
+            return super().read(passage, room)
+        left = room_for_context(passage, room) - (num_tokens - end.start)
+        rows = self._fitting_rows(passage, end.num_older, end.k, left)
+        return self._joined(passage, rows, self.k, passage.context[end.start :])
 
 
 class MeanPool(Extensible):
