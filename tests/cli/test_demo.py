@@ -35,7 +35,10 @@ def test_demo(run: Run, embedder_folder: Path, text: str) -> None:
     assert raw["cache_bytes"] == raw["prompt_rows"] * 2 * 4 * 2 * 8 * 4  # layers, heads, width
     pages = {page["context"]: page for page in shown["last_page"]}
     assert [page["num_rows"] for page in pages.values()][:2] == [1, 256]
-    assert pages["the whole book before it, compressed"]["num_tokens"] == len(text * 3) - 256
+    compressed = pages["the whole book before it, compressed"]
+    ended = pages["the same in as many rows, its end raw"]
+    assert compressed["num_tokens"] == ended["num_tokens"] == len(text * 3) - 256
+    assert compressed["num_rows"] == ended["num_rows"]
 
 
 @pytest.mark.usefixtures("_small_demo")

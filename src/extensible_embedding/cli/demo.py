@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -239,27 +240,34 @@ def _megabytes(value: int) -> str:
 
 
 def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, Any]]:
-    """Perplexity of the book's last tokens after three contexts."""
+    """Perplexity of the book's last tokens after four contexts."""
     from ..prompt import Prompt, language_head
+    from ..raw_end import with_raw_end
 
     reader = embedder.reader
     before, page = book.token_ids[:-PAGE_TOKENS], book.token_ids[-PAGE_TOKENS:]
     recent = before[-(reader.window - PAGE_TOKENS - 1) :]
+    head, whole = language_head(reader), book_before(embedder, book, before)
+    rows = Prompt(parts=(head, whole))
     contexts = (
-        ("no context", 0, ()),
-        ("raw text, as much as fits", len(recent), (recent,)),
-        ("the whole book before it, compressed", len(before), rows_before(embedder, book, before)),
+        ("no context", 0, Prompt(parts=(head,)), ()),
+        ("raw text, as much as fits", len(recent), Prompt(parts=(head, recent)), ()),
+        ("the whole book before it, compressed", len(before), rows, (book.k,)),
+        (
+            "the same in as many rows, its end raw",
+            len(before),
+            *with_raw_end(rows, (book.k,)),
+        ),
     )
     pages = []
-    for label, num_tokens, parts in contexts:
-        prompt = Prompt(parts=(language_head(reader), *parts))
+    for label, num_tokens, prompt, ks in contexts:
         with spinner(f"Reading the last page after {label} ..."):
-            loss = float(reader.nll(prompt.embeds(reader, 1), page).mean())
+            loss = float(reader.nll(prompt.embeds(reader, ks), page).mean())
         pages.append(
             {
                 "context": label,
                 "num_tokens": num_tokens,
-                "num_rows": prompt.num_raw,
+                "num_rows": prompt.num_rows(ks),
                 "loss": loss,
                 "perplexity": math.exp(loss),
             }
@@ -267,15 +275,16 @@ def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, An
     return pages
 
 
-def rows_before(embedder: ExtensibleEmbedder, book: Context, before: Tensor) -> tuple[Tensor, ...]:
-    """Rows of the tokens before the last page: whole chunks as they are, only the rest anew."""
+def book_before(embedder: ExtensibleEmbedder, book: Context, before: Tensor) -> Context:
+    """The book before its last page: rows of whole chunks as they are, only the rest anew."""
+    import torch
+
     whole, rest = divmod(len(before), book.chunk_tokens)
     first = int((book.row_ends() <= whole * book.chunk_tokens).sum())
-    parts = (book.rows[:first],)
-    if not rest:
-        return parts
-    tail = before[-rest:]
-    return (*parts, embedder.compress(tail, k=min(book.k, rest)).rows)
+    rows = book.rows[:first]
+    if rest:
+        rows = torch.cat([rows, embedder.compress(before[-rest:], k=min(book.k, rest)).rows])
+    return dataclasses.replace(book, rows=rows, token_ids=before, source=None)
 
 
 def page_table(pages: Sequence[dict[str, Any]]) -> Table:
