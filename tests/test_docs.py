@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_embedder
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from extensible_embedding.downsampling import DownSampling, num_rows
+from extensible_embedding.downsampling import DOWN_SAMPLINGS, DownSampling, num_rows
 from extensible_embedding.train.config import TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +143,7 @@ def test_example_config_holds_every_default():
 
 
 @pytest.mark.parametrize(("num_tokens", "k", "factor"), [(12, 2, 3), (13, 4, 2), (5, 3, 4)])
-def test_down_sampling_of_the_docs_works(num_tokens, k, factor):
+def test_down_sampling_of_the_docs_works(num_tokens, k, factor, monkeypatch, tiny_reader):
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     code = next(code for code in blocks(page, "python") if "(DownSampling)" in code)
     scope: dict[str, Any] = {"DownSampling": DownSampling}
@@ -152,3 +153,9 @@ def test_down_sampling_of_the_docs_works(num_tokens, k, factor):
     assert len(rows) == num_rows(num_tokens, k)
     coarser = sampler.coarser(rows, num_tokens, k, factor)
     assert torch.equal(coarser, sampler.rows(outputs, k * factor))
+    monkeypatch.setitem(DOWN_SAMPLINGS, "first", scope["First"])
+    embedder = make_embedder(tiny_reader, down_sampling="first")
+    assert embedder.config.seen_at_once(8, 4, 4) == 8
+    context = embedder.compress(torch.arange(97, 97 + 40), k=2)
+    assert context.at(4).num_rows == 10
+    tiny_reader.generate(context, "so", k=4, max_new_tokens=2)

@@ -76,7 +76,11 @@ def test_a_packed_step_is_that_of_the_cpu() -> None:
             Piece.of_instance(Instance(token_ids=ids, k=k), torch.tensor([7])) for k in (2, 8)
         ]
         batch = collate_packed(
-            [pieces, pieces[::-1]], sequence_places=1024, chunk_tokens=16, question_share=0.5
+            [pieces, pieces[::-1]],
+            sequence_places=1024,
+            chunk_tokens=16,
+            question_share=0.5,
+            sampling=embedder.config.down_sampling,
         )["packed"]
         there = {name: tensor.to(embedder.reader.device) for name, tensor in batch.items()}
         with compiled(model, whole=embedder.reader.device.type == "cuda"):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import make_embedder
 
-from extensible_embedding import Context, ExtensibleEmbedder, Reader
+from extensible_embedding import Context, ExtensibleEmbedder, InputError, Reader
 from extensible_embedding.downsampling import DOWN_SAMPLINGS, down_sampling
 from extensible_embedding.evals.methods import Passage, make_method
-from extensible_embedding.prompt import RawSpan, language_head, text_prompt
+from extensible_embedding.prompt import language_head, text_prompt
 from extensible_embedding.raw_end import raw_end, with_raw_end
 
 CHUNK = 16
@@ -26,10 +26,10 @@ def ids(num_tokens: int) -> torch.Tensor:
 def test_it_takes_as_many_places_and_leaves_nothing_out(name: str, k: int, num_tokens: int) -> None:
     sampler = down_sampling(name)
     room = len(sampler.context_row_ends(num_tokens, CHUNK, k))
-    found = raw_end(num_tokens, CHUNK, k, sampler)
+    found = raw_end(num_tokens, CHUNK, k, sampler, CHUNK)
     coarse = sampler.context_row_ends(num_tokens, CHUNK, 2 * k).tolist()
     if found is None:
-        assert len(coarse) == room
+        assert len(coarse) == room or not sampler.nests
         return
     assert found.k == 2 * k
     assert found.num_older in coarse
@@ -43,9 +43,13 @@ def test_it_takes_as_many_places_and_leaves_nothing_out(name: str, k: int, num_t
 
 def test_what_has_no_such_end() -> None:
     sampler = down_sampling("strided")
-    assert raw_end(100, CHUNK, 1, sampler) is None
-    assert raw_end(100, CHUNK, 9, sampler) is None
-    assert raw_end(3, CHUNK, 4, sampler) is None
+    assert raw_end(100, CHUNK, 1, sampler, 64) is None
+    assert raw_end(100, CHUNK, 9, sampler, 64) is None
+    assert raw_end(3, CHUNK, 4, sampler, 64) is None
+    assert raw_end(0, CHUNK, 4, sampler, 64) is None
+    assert raw_end(100, CHUNK, 4, sampler, 7) is None
+    assert raw_end(100, CHUNK, 4, sampler, 8) is not None
+    assert raw_end(100, CHUNK, 4, down_sampling("random"), 64) is None
 
 
 @pytest.mark.parametrize("name", ["strided", "mean"])
@@ -58,11 +62,11 @@ def test_rows_and_tokens_are_those_of_the_text(tiny_reader: Reader, name: str) -
     head, first, older, end, tail = found.parts
     assert first is others
     assert (head, tail) == (prompt.parts[0], prompt.parts[-1])
-    assert isinstance(end, RawSpan)
     assert isinstance(older, Context)
-    assert end.start <= older.num_tokens
+    assert isinstance(end, torch.Tensor)
     assert torch.equal(older.token_ids, ids(90)[: older.num_tokens])
-    assert end.end == 90
+    assert torch.equal(end, ids(90)[90 - len(end) :])
+    assert older.num_tokens + len(end) >= 90
     assert found.num_rows(ks) == prompt.num_rows((2, 4))
     made = embedder.compress(ids(90)[: older.num_tokens], k=8)
     torch.testing.assert_close(older.rows, made.rows, rtol=1e-5, atol=1e-6)
@@ -101,7 +105,17 @@ def test_generate_reads_the_end_raw(
     ended, alone, raw, _ = seen
     assert (ended.k, alone.k, raw.k) == (8, 4, 1)
     assert ended.prompt_rows <= alone.prompt_rows
-    assert [len(plan.prompt.spans) for plan in seen] == [1, 0, 0, 0]
+    assert [len(plan.prompt.parts) for plan in seen] == [4, 3, 3, 3]
+
+
+def test_a_k_that_cannot_be_read_is_refused_all_the_same(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
+    reader = tiny_embedder.reader
+    for made, k in ((2, 3), (4, 2), (4, 6)):
+        context = tiny_embedder.compress(ids(100), k=made)
+        with pytest.raises(InputError, match=f"made at, {made}, .* but k is {k}"):
+            reader.generate(context, "so", k=k, max_new_tokens=2)
 
 
 def test_the_evaluation_reads_as_generate_does(tiny_embedder: ExtensibleEmbedder) -> None:

@@ -18,12 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .chunks import chunk_spans
-from .downsampling import (
-    DOWN_SAMPLINGS,
-    check_scale_factor,
-    down_sampling,
-    num_rows,
-)
+from .downsampling import DOWN_SAMPLINGS, check_scale_factor, down_sampling, num_rows
 from .errors import CheckpointError, InputError
 from .folders import read_json, read_tensors, whole_folder, write_json
 from .source import Source

@@ -1,8 +1,8 @@
 """Embedder outputs -> rows: which outputs of a chunk stand for its tokens.
 
 In: the outputs of one chunk, (L, H), and the scale factor k (tokens per row). Out: its rows,
-(R, H), with R = ceil(L / k): the last partial stride is kept, so that no token is lost. Knows
-nothing of the embedder. A new way of down-sampling is one class with one method.
+(R, H), with R = ceil(L / k), and which tokens each stands for: all of the chunk's are some row's.
+Knows nothing of the embedder. A new way of down-sampling is one class with one method.
 
 Paper: arXiv 2402.11577 (strided); arXiv 2401.07793, ablation (random, terminal).
 """
@@ -45,7 +45,7 @@ class DownSampling(ABC):
     name: ClassVar[str]
     nests: ClassVar[bool]
     """Whether rows at a multiple of k follow from rows at k."""
-    begins_alike: ClassVar[bool]
+    begins_alike: ClassVar[bool] = False
     """Whether the first rows of a chunk are the rows of its first tokens, whatever follows them."""
 
     @abstractmethod
@@ -174,7 +174,6 @@ class Terminal(Picked):
 
     name = "terminal"
     nests = True
-    begins_alike = False
 
     def places(self, num_tokens: int, k: int) -> Tensor:
         return torch.arange(num_tokens - num_rows(num_tokens, k), num_tokens)
@@ -184,7 +183,7 @@ class Random(Picked):
     """R outputs drawn without replacement, in order; the same draw for the same L and k."""
 
     name = "random"
-    nests = begins_alike = False
+    nests = False
 
     def places(self, num_tokens: int, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(num_tokens * 1_000_003 + k)

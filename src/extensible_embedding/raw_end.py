@@ -1,10 +1,10 @@
 """A text that goes on: rows of all but its end, the end raw, in as many places as rows alone.
 
 In: contexts of a prompt and their scale factors. Out: the same prompt, in which the last context is
-read at twice its k, and raw from where the rows that are saved so can be tokens: about half of its
-places are raw tokens. What follows a text depends most on its last words, one by one, and a frozen
-reader copies from tokens, hardly from rows. For a question, which may be of any part, `expand` does
-as much. Knows nothing of models.
+read at twice its k, and raw from where the rows that are saved so can be tokens: half of its places
+are raw tokens, or a few more. What follows a text depends most on its last words, one by one, and a
+frozen reader copies from tokens, hardly from rows. For a question, which may be of any part,
+`expand` does as much. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from .context import Context
 from .downsampling import DownSampling, down_sampling
-from .prompt import Prompt, RawSpan
+from .prompt import Prompt
 
 _COARSER = 2
 """The rows before the end are read at so many times k."""
@@ -25,23 +25,22 @@ _COARSER = 2
 def with_raw_end(prompt: Prompt, ks: tuple[int, ...]) -> tuple[Prompt, tuple[int, ...]]:
     """The prompt with the end of its last context raw, and the scale factors then.
 
-    Both are as they were where nothing is read as rows, or rows cannot be read coarser.
+    Both are as they were where there is no such end (`raw_end`), or k is none to read at.
 
     Args:
         prompt: a text that goes on.
         ks: scale factor of each context.
     """
-    if not prompt.contexts:
+    if not prompt.contexts or ks[-1] % prompt.contexts[-1].k:
         return prompt, ks
     context, k = prompt.contexts[-1], ks[-1]
     sampler = down_sampling(context.down_sampling)
-    end = raw_end(context.num_tokens, context.chunk_tokens, k, sampler)
-    if end is None or not sampler.nests:
+    end = raw_end(context.num_tokens, context.chunk_tokens, k, sampler, context.max_k)
+    if end is None:
         return prompt, ks
     older = _first_tokens(context.at(end.k), end.num_older)
-    tokens = RawSpan(context=context, start=end.start, end=context.num_tokens)
     at = next(n for n, part in reversed([*enumerate(prompt.parts)]) if part is context)
-    parts = (*prompt.parts[:at], older, tokens, *prompt.parts[at + 1 :])
+    parts = (*prompt.parts[:at], older, context.token_ids[end.start :], *prompt.parts[at + 1 :])
     return Prompt(parts=parts), (*ks[:-1], end.k)
 
 
@@ -57,10 +56,12 @@ class RawEnd:
     """The first raw token, no later than these."""
 
 
-def raw_end(num_tokens: int, chunk_tokens: int, k: int, sampler: DownSampling) -> RawEnd | None:
+def raw_end(
+    num_tokens: int, chunk_tokens: int, k: int, sampler: DownSampling, max_k: int
+) -> RawEnd | None:
     """The longest raw end with which there are as many rows and raw tokens as rows at k.
 
-    None where there is no such end: all is raw, a chunk has no rows so coarse, or the text is too
+    None where there is no such end: all is raw, rows cannot be read so coarse, or the text is too
     short.
 
     Args:
@@ -68,9 +69,10 @@ def raw_end(num_tokens: int, chunk_tokens: int, k: int, sampler: DownSampling) -
         chunk_tokens: of a chunk.
         k: at which the context would be rows alone.
         sampler: that picks rows.
+        max_k: the largest scale factor to read at.
     """
     coarse = _COARSER * k
-    if k == 1 or coarse > chunk_tokens:
+    if k == 1 or coarse > min(chunk_tokens, max_k) or not sampler.nests or not num_tokens:
         return None
     room = len(sampler.context_row_ends(num_tokens, chunk_tokens, k))
     ends = sampler.context_row_ends(num_tokens, chunk_tokens, coarse)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError, WindowError
-from extensible_embedding.evals.methods import METHODS, Passage, make_method
+from extensible_embedding.evals.methods import METHODS, WITH_K, Passage, check_methods, make_method
 from extensible_embedding.evals.methods.base import CannotRunError, EmbedsReading
 from extensible_embedding.evals.methods.prune import Prune
 from extensible_embedding.evals.methods.retrieve import Retrieve
@@ -31,7 +31,8 @@ def embeds(reading: object) -> Tensor:
 
 UNLIMITED = ("raw", "pi", "ntk", "yarn")
 OPTIONAL = ("llmlingua-2", "kvpress-snapkv", "kvpress-streaming-llm", "kvpress-knorm")
-HERE = [name for name in METHODS if name not in OPTIONAL]
+FOR_RECOVERY = {name for name, method in WITH_K.items() if method.for_recovery}
+HERE = [name for name in METHODS if name not in {*OPTIONAL, *FOR_RECOVERY}]
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if name not in UNLIMITED])
@@ -137,10 +138,10 @@ def test_recent_reads_as_many_raw_tokens_as_there_would_be_rows(
     rows = make_method("extensible", tiny_embedder, k=4, all_rows=True).read(here, 300)
     assert made.num_rows == rows.num_rows
     assert torch.equal(embeds(made)[1:], reader.embed_tokens(here.context[-(rows.num_rows - 1) :]))
-    window = make_method("recent", tiny_embedder, k=4).read(here, 61)
-    assert torch.equal(
-        embeds(window), embeds(make_method("truncate", tiny_embedder).read(here, 61))
-    )
+    for name in ("recent", "extensible-raw-end"):
+        with pytest.raises(InputError, match="without windows; with a window or a question"):
+            check_methods(["extensible", name])
+        check_methods([name], recovery=True)
 
 
 def test_retrieval_finds_the_piece_with_the_words_of_the_question(

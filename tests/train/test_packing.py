@@ -50,7 +50,13 @@ def document(context_tokens: int, k: int) -> Document:
 
 
 def packed(sequences: list[list[Piece]], **more: Any) -> dict[str, Tensor]:
-    settings = {"sequence_places": 160, "chunk_tokens": 16, "question_share": 0.25, **more}
+    settings = {
+        "sequence_places": 160,
+        "chunk_tokens": 16,
+        "question_share": 0.25,
+        "sampling": "strided",
+        **more,
+    }
     return collate_packed(sequences, **settings)["packed"]
 
 

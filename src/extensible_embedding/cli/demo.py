@@ -249,16 +249,14 @@ def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, An
     recent = before[-(reader.window - PAGE_TOKENS - 1) :]
     head, whole = language_head(reader), book_before(embedder, book, before)
     rows = Prompt(parts=(head, whole))
-    contexts = (
+    ended, ks = with_raw_end(rows, (book.k,))
+    contexts: list[tuple[str, int, Prompt, tuple[int, ...]]] = [
         ("no context", 0, Prompt(parts=(head,)), ()),
         ("raw text, as much as fits", len(recent), Prompt(parts=(head, recent)), ()),
         ("the whole book before it, compressed", len(before), rows, (book.k,)),
-        (
-            "the same in as many rows, its end raw",
-            len(before),
-            *with_raw_end(rows, (book.k,)),
-        ),
-    )
+    ]
+    if ended is not rows:
+        contexts.append(("the same in as many rows, its end raw", len(before), ended, ks))
     pages = []
     for label, num_tokens, prompt, ks in contexts:
         with spinner(f"Reading the last page after {label} ..."):
@@ -283,7 +281,7 @@ def book_before(embedder: ExtensibleEmbedder, book: Context, before: Tensor) -> 
     first = int((book.row_ends() <= whole * book.chunk_tokens).sum())
     rows = book.rows[:first]
     if rest:
-        rows = torch.cat([rows, embedder.compress(before[-rest:], k=min(book.k, rest)).rows])
+        rows = torch.cat([rows, embedder.chunk_rows(before[None, -rest:], book.k).to(rows)])
     return dataclasses.replace(book, rows=rows, token_ids=before, source=None)
 
 

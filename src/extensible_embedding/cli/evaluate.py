@@ -143,7 +143,7 @@ class Measurement:
         """Raises InputError or StorageError before a model is loaded for nothing."""
         from ..evals.methods import check_methods
 
-        check_methods(self.methods)
+        check_methods(self.methods, recovery=not self.windows)
         check_data(self.data)
         if self.out is not None:
             check_writable("--json", self.out)

@@ -249,7 +249,7 @@ def _settings(
     target_tokens: int,
 ) -> list[Setting]:
     """All that must be measured, after a check that it can be."""
-    check_methods(methods)
+    check_methods(methods, recovery=not windows)
     for name, values in (
         ("context_tokens", context_tokens),
         ("target_tokens", [target_tokens]),

@@ -191,7 +191,7 @@ class StoredContext:
         """Tokens that end a row as kept, and the bytes of the text after these: (R,) each."""
         lengths = [each.segment.num_tokens for each in self.segments]
         starts, kept = torch.tensor([0, *lengths]).cumsum(0), self.settings
-        sampler = down_sampling(self.settings.down_sampling)
+        sampler = down_sampling(kept.down_sampling)
         numbers = [
             sampler.context_row_ends(length, kept.chunk_tokens, kept.k) + int(first)
             for length, first in zip(lengths, starts, strict=False)

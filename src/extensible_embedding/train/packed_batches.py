@@ -57,7 +57,7 @@ def collate_packed(
     sequence_places: int,
     chunk_tokens: int,
     question_share: float,
-    sampling: str = "strided",
+    sampling: str,
 ) -> dict[str, Any]:
     """A batch as `{"packed": Packed}`; instances, drawn to evaluate, as `collate` has it.
 

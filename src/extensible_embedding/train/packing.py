@@ -212,7 +212,7 @@ class PackedSequences(Dataset[list[Piece]]):
 def check_packs(config: TrainConfig, embedder: EmbedderConfig, head_tokens: int) -> None:
     """Refuses instances that cannot be packed.
 
-    Rows of packed instances nest in chunks of the reading length, whatever a block's own length,
+    Contexts of packed instances are chunks of the reading length, whatever a block's own length,
     and each sequence holds at least two chunks of any instance.
 
     Raises:

@@ -88,19 +88,30 @@ def make_method(
     Raises:
         InputError: there is none of that name.
     """
-    check_methods([name])
+    check_methods([name], recovery=True)
     if name in WITH_K:
         return WITH_K[name](embedder, k, all_rows=all_rows, cache=cache)
     return METHODS[name](embedder.reader)
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Raises InputError unless all are methods, and there is one."""
+def check_methods(names: Sequence[str], *, recovery: bool = False) -> None:
+    """Raises InputError unless all are methods, and there is one.
+
+    Args:
+        names: of methods.
+        recovery: whether they read a whole context before text that goes on, in no window.
+    """
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         found = f"{unknown[0]!r} is none of them" if unknown else "none is given"
         raise InputError(
             f"Methods are one or more of {', '.join(METHODS)}, but {found}; choose of these."
+        )
+    bound = [name for name in names if name in WITH_K and WITH_K[name].for_recovery]
+    if bound and not recovery:
+        raise InputError(
+            f"Method {bound[0]!r} is one of language modelling without windows; with a window or a "
+            "question, `truncate` and `extensible` are what it would be."
         )
 
 

@@ -32,6 +32,8 @@ class Extensible(Method):
     name = "extensible"
     reads_all = True
     """It can read a whole context without a window that limits it, as recovery asks."""
+    for_recovery = False
+    """It is of use there alone."""
 
     def __init__(
         self,
@@ -136,20 +138,17 @@ class Extensible(Method):
 
 
 class ExtensibleRawEnd(Extensible):
-    """As `Reader.generate` reads: rows at 2k, the end raw, in as many places as rows at k.
-
-    In a window, and before a question, as `Extensible`.
-    """
+    """As `Reader.generate` reads: rows at 2k, the end raw, in as many places as rows at k."""
 
     name = "extensible-raw-end"
+    for_recovery = True
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows, the end."""
         config, num_tokens = self.embedder.config, len(passage.context)
-        if not self.all_rows or self.k is None or len(passage.tail):
-            return super().read(passage, room)
+        assert self.k is not None
         sampler = down_sampling(config.down_sampling)
-        end = raw_end(num_tokens, config.chunk_tokens, self.k, sampler)
+        end = raw_end(num_tokens, config.chunk_tokens, self.k, sampler, config.max_k)
         if end is None:
             return super().read(passage, room)
         left = room_for_context(passage, room) - (num_tokens - end.start)
@@ -172,6 +171,7 @@ class Recent(Extensible):
     """The most recent tokens raw, as many as rows would stand for all: what rows have to beat."""
 
     name = "recent"
+    for_recovery = True
 
     def _rows(self, token_ids: Tensor, k: int) -> Tensor:
         count = self._num_rows(len(token_ids), k)
