@@ -3,7 +3,7 @@
     python scripts/release.py runs/stage1/embedder --num-targets 16 \
         --data books-eval.parquet code-eval.parquet docs-eval.parquet
 
-Writes the package's released embedder, docs/results/release.json, and the blocks between
+Without a folder, the released embedder is measured again. Writes the package's released embedder, docs/results/release.json, and the blocks between
 `numbers:begin` and `numbers:end` in README.md and docs/training.md.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.checkpoint import MODEL_CARD
 from extensible_embedding.evals.records import LmRecord, provenance, write_records
 from extensible_embedding.evals.release import recovery_table, release
 from extensible_embedding.released import RELEASED_FOLDER
@@ -35,13 +36,18 @@ _BLOCK = re.compile(r"(<!-- numbers:begin -->\n).*?(<!-- numbers:end -->)", re.D
 def main() -> None:
     """Measures, writes and fills in."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("embedder", type=Path)
+    parser.add_argument(
+        "embedder",
+        type=Path,
+        nargs="?",
+        help="as trained, with float weights; without it the released one is measured again",
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--num-targets", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     reader = Reader.from_pretrained()
-    embedder = ExtensibleEmbedder.from_pretrained(options.embedder, reader)
+    embedder = ExtensibleEmbedder.from_pretrained(options.embedder or RELEASED_FOLDER, reader)
     command, facts = public_command(sys.argv), provenance()
     with Progress() as bar:
         task = bar.add_task("targets", total=None)
@@ -54,12 +60,24 @@ def main() -> None:
             command=command,
             base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
             training_text=TRAINING_TEXT,
+            int8_cost_nats=None if options.embedder else cost_before(),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     configuration = {"command": command, "seed": options.seed}
     write_records(records, RESULTS, configuration=configuration)
     fill("README.md", readme_block(records, embedder, command, facts))
     fill("docs/training.md", training_block(embedder))
+
+
+def cost_before() -> float:
+    """What int8 cost when the released embedder was made, from its card."""
+    card = (RELEASED_FOLDER / MODEL_CARD).read_text(encoding="utf-8")
+    found = re.search(r"cost ([+-][0-9.]+) nats per token", card)
+    if found is None:
+        raise SystemExit(
+            "The released embedder's card says what int8 costs, but this one does not."
+        )
+    return float(found[1])
 
 
 def public_command(words: Sequence[str]) -> str:

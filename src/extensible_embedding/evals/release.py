@@ -40,6 +40,7 @@ def release(
     command: str = "",
     base_model: str = "",
     training_text: str = "",
+    int8_cost_nats: float | None = None,
     progress: Progress | None = None,
 ) -> list[LmRecord]:
     """Writes the int8 checkpoint, measures it, and writes its model card.
@@ -56,6 +57,8 @@ def release(
         command: what was run, for the card.
         base_model: hub id of the reader, for the card; by default its name.
         training_text: what the embedder was trained on, for the card.
+        int8_cost_nats: what int8 costs, as it was measured before: of weights that were int8 once
+            it cannot be any more. None: it is measured.
         progress: called after every target of the int8 checkpoint.
 
     Returns:
@@ -75,7 +78,9 @@ def release(
         progress=progress,
         **shape,  # type: ignore[arg-type]
     )
-    cost = _cost_nats(embedder, small, data, shape)
+    cost = int8_cost_nats
+    if cost is None:
+        cost = _cost_nats(embedder, small, data, shape)
     embedder.save_pretrained(folder, int8=True)
     size = (folder / WEIGHTS).stat().st_size
     card = model_card(
