@@ -3,8 +3,9 @@
     python scripts/release.py runs/stage1/embedder --num-targets 16 \
         --data books-eval.parquet code-eval.parquet docs-eval.parquet
 
-Without a folder, the released embedder is measured again. Writes the package's released embedder, docs/results/release.json, and the blocks between
-`numbers:begin` and `numbers:end` in README.md and docs/training.md.
+Without a folder, the released embedder is measured again. Writes the package's released embedder,
+docs/results/release.json, and the blocks between `numbers:begin` and `numbers:end` in README.md and
+docs/training.md.
 """
 
 from __future__ import annotations
