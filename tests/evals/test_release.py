@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from extensible_embedding import ExtensibleEmbedder
@@ -26,7 +27,7 @@ def data(tmp_path: Path) -> list[Path]:
     for domain in ("books", "code"):
         path = tmp_path / f"{domain}.parquet"
         texts = [f"{domain} number {number} is on the shelf. " * 20 for number in range(3)]
-        pd.DataFrame({"text": texts}).to_parquet(path)
+        pq.write_table(pa.table({"text": texts}), path)
         files.append(path)
     return files
 
