@@ -2,7 +2,7 @@
 
 In: contexts of a prompt and their scale factors. Out: the same prompt, in which the last context is
 read at twice its k, and raw from where the rows that are saved so can be tokens: half of its places
-are raw tokens, or a few more. What follows a text depends most on its last words, one by one, and a
+are raw tokens, or more. What follows a text depends most on its last words, one by one, and a
 frozen reader copies from tokens, hardly from rows. For a question, which may be of any part,
 `expand` does as much. Knows nothing of models.
 """

@@ -240,7 +240,7 @@ def _megabytes(value: int) -> str:
 
 
 def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, Any]]:
-    """Perplexity of the book's last tokens after four contexts."""
+    """Perplexity of the book's last tokens after ever more of what is before them."""
     from ..prompt import Prompt, language_head
     from ..raw_end import with_raw_end
 
@@ -249,14 +249,14 @@ def _last_page(embedder: ExtensibleEmbedder, book: Context) -> list[dict[str, An
     recent = before[-(reader.window - PAGE_TOKENS - 1) :]
     head, whole = language_head(reader), book_before(embedder, book, before)
     rows = Prompt(parts=(head, whole))
-    ended, ks = with_raw_end(rows, (book.k,))
+    ended, coarser = with_raw_end(rows, (book.k,))
     contexts: list[tuple[str, int, Prompt, tuple[int, ...]]] = [
         ("no context", 0, Prompt(parts=(head,)), ()),
         ("raw text, as much as fits", len(recent), Prompt(parts=(head, recent)), ()),
         ("the whole book before it, compressed", len(before), rows, (book.k,)),
     ]
     if ended is not rows:
-        contexts.append(("the same in as many rows, its end raw", len(before), ended, ks))
+        contexts.append(("the same in as many rows, its end raw", len(before), ended, coarser))
     pages = []
     for label, num_tokens, prompt, ks in contexts:
         with spinner(f"Reading the last page after {label} ..."):

@@ -69,6 +69,7 @@ def release(
     with tempfile.TemporaryDirectory() as temporary:
         embedder.save_pretrained(temporary + "/int8", int8=True)
         small = ExtensibleEmbedder.from_pretrained(temporary + "/int8", embedder.reader)
+        size = (Path(temporary) / "int8" / WEIGHTS).stat().st_size
     records = evaluate_lm(
         small,
         data,
@@ -78,15 +79,12 @@ def release(
         progress=progress,
         **shape,  # type: ignore[arg-type]
     )
-    cost = int8_cost_nats
-    if cost is None:
-        cost = _cost_nats(embedder, small, data, shape)
-    embedder.save_pretrained(folder, int8=True)
-    size = (folder / WEIGHTS).stat().st_size
+    if int8_cost_nats is None:
+        int8_cost_nats = _cost_nats(embedder, small, data, shape)
     card = model_card(
         embedder,
         records,
-        cost,
+        int8_cost_nats,
         size_bytes=size,
         command=command,
         base_model=base_model or embedder.reader.name,
