@@ -89,10 +89,10 @@ def test_extensible_reads_older_text_as_rows_and_recent_text_raw(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:
     here, reader = passage(200), tiny_embedder.reader
-    reading = Extensible(tiny_embedder).read(here, 81)  # 40 raw, 40 rows for 160 tokens: k=4
-    assert reading.k == 4
-    rows = tiny_embedder.compress(here.context[:160], k=4).rows
-    expected = [reader.embed_tokens(here.head), rows, reader.embed_tokens(here.context[160:])]
+    reading = Extensible(tiny_embedder).read(here, 91)  # 60 raw, 30 rows for 140 tokens: k=6
+    assert reading.k == 6
+    rows = tiny_embedder.compress(here.context[:140], k=6).rows
+    expected = [reader.embed_tokens(here.head), rows, reader.embed_tokens(here.context[140:])]
     torch.testing.assert_close(embeds(reading), torch.cat(expected))
 
 
@@ -108,7 +108,8 @@ def test_extensible_leaves_out_the_oldest_where_no_k_is_enough(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:
     here = passage(1000)
-    reading = Extensible(tiny_embedder).read(here, 61)  # 30 raw; 30 rows at k=16 are 480 tokens
+    half = Extensible(tiny_embedder, recent_share=0.5)
+    reading = half.read(here, 61)  # 30 raw; 30 rows at k=16 are 480 tokens
     assert reading.k == 16
     assert reading.num_rows == 61
     rows = tiny_embedder.compress(
@@ -125,7 +126,7 @@ def test_all_rows_reads_nothing_raw(tiny_embedder: ExtensibleEmbedder) -> None:
 
 def test_mean_pool_averages_token_embeddings(tiny_embedder: ExtensibleEmbedder) -> None:
     here, reader = passage(200), tiny_embedder.reader
-    found = embeds(make_method("mean-pool", tiny_embedder).read(here, 81))
+    found = embeds(make_method("mean-pool", tiny_embedder, k=4).read(here, 81))
     first = reader.embed_tokens(here.context[:4]).mean(0)
     torch.testing.assert_close(found[1], first)
 
@@ -216,7 +217,7 @@ def test_a_fixed_k_whose_rows_do_not_fit_leaves_recent_text_raw(
     tiny_embedder: ExtensibleEmbedder,
 ) -> None:
     here = passage(400)
-    found = embeds(Extensible(tiny_embedder, k=4).read(here, 61))
+    found = embeds(Extensible(tiny_embedder, k=4, recent_share=0.5).read(here, 61))
     recent = tiny_embedder.reader.embed_tokens(here.context[-30:])
     assert torch.equal(found[-30:], recent)
     older = here.context[:-30]

@@ -37,6 +37,7 @@ class ExtensibleMixed(Extensible):
     name = "extensible-mixed"
     version = 10
     reads_all = False
+    usual_recent_share = 0.5
 
     def __init__(
         self,

@@ -33,7 +33,9 @@ class ExtensibleOnline(Extensible):
     """
 
     name = "extensible-online"
+    version = 1
     reads_all = False
+    usual_recent_share = 0.5
 
     def read(self, passage: Passage, room: int) -> Reading:
         """Head, rows and recent tokens as the stream left them, tail."""

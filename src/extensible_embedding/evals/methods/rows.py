@@ -24,29 +24,34 @@ class Extensible(Method):
     Args:
         embedder: with its reader.
         k: tokens per row, or None for auto.
-        recent_share: part of the room for the context that is read raw, see above.
+        recent_share: part of the room for the context that is read raw, see above; by default
+            `usual_recent_share`.
         all_rows: no recent part: the whole context as rows (the recovery protocol).
         cache: of rows, shared with other methods; by default nothing is kept.
     """
 
     name = "extensible"
+    version = 2
     reads_all = True
     """It can read a whole context without a window that limits it, as recovery asks."""
     for_recovery = False
     """It is of use there alone."""
+    usual_recent_share = 2 / 3
+    """Finer rows of older text do not make up for the recent text whose places they take."""
 
     def __init__(
         self,
         embedder: ExtensibleEmbedder,
         k: int | None = None,
         *,
-        recent_share: float = 0.5,
+        recent_share: float | None = None,
         all_rows: bool = False,
         cache: RowCache | None = None,
     ) -> None:
         super().__init__(embedder.reader)
         self.embedder, self.k = embedder, k
-        self.recent_share, self.all_rows = recent_share, all_rows
+        self.recent_share = self.usual_recent_share if recent_share is None else recent_share
+        self.all_rows = all_rows
         self.cache = cache
 
     def read(self, passage: Passage, room: int) -> Reading:
@@ -141,6 +146,7 @@ class ExtensibleRawEnd(Extensible):
     """As `Reader.generate` reads: rows at 2k, the end raw, in as many places as rows at k."""
 
     name = "extensible-raw-end"
+    version = 1
     for_recovery = True
 
     def read(self, passage: Passage, room: int) -> Reading:
@@ -171,6 +177,7 @@ class Recent(Extensible):
     """The most recent tokens raw, as many as rows would stand for all: what rows have to beat."""
 
     name = "recent"
+    version = 1
     for_recovery = True
 
     def _rows(self, token_ids: Tensor, k: int) -> Tensor:
