@@ -59,6 +59,24 @@ def test_untrained_residual_gives_the_token_at_the_end_of_each_stride(
     assert torch.equal(context.rows, expected)
 
 
+def test_a_started_projection_gives_hidden_states_at_their_own_scale(
+    tiny_reader: Reader, token_ids: Tensor
+) -> None:
+    embedder = ExtensibleEmbedder.from_reader(
+        tiny_reader, 2, chunk_tokens=16, final_norm=False, projection_start=4.0
+    )
+    chunk = token_ids[:16]
+    tokens = tiny_reader.embed_tokens(chunk)
+    with torch.inference_mode():
+        states = tiny_reader.model.get_decoder()(
+            inputs_embeds=tokens[None], output_hidden_states=True
+        ).hidden_states
+    expected = (tokens + 4 * states[2][0])[3::4]
+    torch.testing.assert_close(embedder.compress(chunk, k=4).rows, expected, **CLOSE)
+    with pytest.raises(InputError, match="projection starts where there is one"):
+        ExtensibleEmbedder.from_reader(tiny_reader, 2, residual=False, projection_start=1.0)
+
+
 def test_a_trained_residual_does_not(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:
     context = tiny_embedder.compress(token_ids, k=4)
     raw = tiny_embedder.reader.embed_tokens(token_ids[context.row_ends() - 1])

@@ -3,7 +3,7 @@
 In: token ids. Out: rows of the reader's hidden size, one for every k tokens. The embedder is the
 first m layers of the reader with its final norm, and a projection P:
 
-    row_j = token_embedding(x_jk) + P f(chunk)_jk        (identity residual, P starts at zero)
+    row_j = token_embedding(x_jk) + P f(chunk)_jk        (identity residual, P starts at c I)
     row_j = s f(chunk)_jk / rms(f(chunk)_jk)             (the paper's plain form, scaled)
 
 It knows nothing of prompts, windows and answers.
@@ -115,12 +115,24 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         down_sampling: str = "strided",
         residual: bool = True,
         final_norm: bool = True,
+        projection_start: float = 0.0,
     ) -> ExtensibleEmbedder:
         """An untrained embedder from the first `num_layers` layers of the reader.
 
+        Args:
+            reader: that it is for.
+            num_layers: taken from it, counted from its input.
+            chunk_tokens: context tokens that are seen at once.
+            down_sampling: how rows are picked.
+            residual: rows are token embeddings and projected outputs; false: the paper's form.
+            final_norm: outputs go through the reader's final norm.
+            projection_start: the projection begins as so many times the identity. At 0 rows begin
+                as token embeddings; at about 4, without `final_norm`, as hidden states of the last
+                layer taken, as large beside what the reader's layers add as they are in the reader.
+
         Raises:
             InputError: a value is out of range, the reader has fewer layers, none with attention,
-                or none whose weights are kept as floats.
+                or none whose weights are kept as floats; or there is no projection to start.
         """
         config = EmbedderConfig(
             num_layers=num_layers,
@@ -129,7 +141,16 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             residual=residual,
             final_norm=final_norm,
         )
-        return cls(config, reader)
+        if projection_start and not residual:
+            raise InputError(
+                "A projection starts where there is one, but residual is false and "
+                f"projection_start is {projection_start}; leave one of them out."
+            )
+        embedder = cls(config, reader)
+        if projection_start:
+            with torch.no_grad():
+                embedder.projection.weight.fill_diagonal_(projection_start)
+        return embedder
 
     @property
     def reader(self) -> Reader:

@@ -76,6 +76,7 @@ def test_half_a_checkpoint_is_ignored(config: TrainConfig, reader: Reader) -> No
         ("down_sampling", "mean"),
         ("residual", False),
         ("final_norm", False),
+        ("projection_start", 4.0),
     ],
 )
 def test_what_must_stay_the_same(

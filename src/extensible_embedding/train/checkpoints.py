@@ -35,6 +35,7 @@ _SHAPING = (
     "question_share",
     "span_tokens",
     "init_from",
+    "projection_start",
     "scale_factors",
     "instance_tokens",
     "chunk_tokens",
@@ -94,9 +95,10 @@ def check_goes_on(
 def _as_now(saved: dict[str, Any]) -> dict[str, Any]:
     """Settings as this version names them.
 
-    Earlier ones kept both factors of a step's batches, and read no spans.
+    Earlier ones kept both factors of a step's batches, read no spans, and began at zero.
     """
     saved.setdefault("span_tokens", [0])
+    saved.setdefault("projection_start", 0.0)
     if _NUM_PROCESSES in saved:
         saved[_STEP_BATCHES] = saved.pop(_NUM_PROCESSES) * saved.pop(_ACCUMULATION)
     return saved

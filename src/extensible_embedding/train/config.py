@@ -54,6 +54,9 @@ class TrainConfig:
     """Identity residual; false: the paper's plain form."""
     final_norm: bool = True
     """Apply the reader's final norm to the embedder's outputs."""
+    projection_start: float = 0.0
+    """The projection begins as so many times the identity. 0: rows begin as token embeddings; about 4
+    with `final_norm: false`: as the layers' hidden states, which needs far fewer tokens."""
 
     scale_factors: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])
     """k is drawn from these, once an instance."""
@@ -84,7 +87,7 @@ class TrainConfig:
     learning_rate: float = 4e-4
     """Of the layers."""
     projection_learning_rate: float = 1e-3
-    """Of the projection, which starts at zero."""
+    """Of the projection."""
     weight_decay: float = 0.0
     """Decoupled, on matrices."""
     max_grad_norm: float = 1.0
@@ -128,6 +131,9 @@ class TrainConfig:
                 "`first_scale_factors` and `first_steps` come together, but they are "
                 f"{self.first_scale_factors!r} and {self.first_steps!r}; give both or neither."
             )
+        if self.init_from is not None or not self.residual:
+            rule = "0 with `init_from` or without `residual`"
+            self._require(self.projection_start == 0, "projection_start", rule)
         if self.sequence_places is not None:
             self._check_packing()
         if self.questions is None:
@@ -195,6 +201,7 @@ RANGES: dict[str, Range] = {
     ),
     "residual": _FLAG,
     "final_norm": _FLAG,
+    "projection_start": _number("a number, 0 or more", lambda value: value >= 0),
     "scale_factors": _COUNTS,
     "instance_tokens": _COUNTS,
     "chunk_tokens": _COUNTS,

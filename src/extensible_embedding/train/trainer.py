@@ -143,7 +143,8 @@ def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
         values = {name: getattr(config, key) for key, name in ARCHITECTURE.items()}
         if config.down_sampling is not None:
             values["down_sampling"] = config.down_sampling
-        return ExtensibleEmbedder(EmbedderConfig(**values), reader).train()
+        start = config.projection_start
+        return ExtensibleEmbedder.from_reader(reader, **values, projection_start=start).train()
     embedder = ExtensibleEmbedder.from_pretrained(config.init_from, reader)
     defaults = {field.name: field.default for field in fields(TrainConfig)}
     for key, name in ARCHITECTURE.items():
