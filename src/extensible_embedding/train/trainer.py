@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..checkpoint import WEIGHTS, check_weights, own_weights, save_weights
-from ..embedder import EmbedderConfig, ExtensibleEmbedder
+from ..embedder import ExtensibleEmbedder
 from ..errors import ConfigError
 from ..folders import read_tensors, write_json
 from ..loading import default_device, default_dtype
