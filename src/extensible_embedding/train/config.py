@@ -56,7 +56,7 @@ class TrainConfig:
     """Apply the reader's final norm to the embedder's outputs."""
     projection_start: float = 0.0
     """The projection begins as so many times the identity. 0: rows begin as token embeddings; about
-    4 with `final_norm: false`: as the layers' hidden states, which needs far fewer tokens."""
+    4 with `final_norm: false`: as the layers' hidden states, which learn faster."""
 
     scale_factors: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])
     """k is drawn from these, once an instance."""
