@@ -75,6 +75,9 @@ def test_a_started_projection_gives_hidden_states_at_their_own_scale(
     torch.testing.assert_close(embedder.compress(chunk, k=4).rows, expected, **CLOSE)
     with pytest.raises(InputError, match="projection starts where there is one"):
         ExtensibleEmbedder.from_reader(tiny_reader, 2, residual=False, projection_start=1.0)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="starts at a number of 0 or more"):
+            ExtensibleEmbedder.from_reader(tiny_reader, 2, projection_start=wrong)
 
 
 def test_a_trained_residual_does_not(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -128,7 +129,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             final_norm: outputs go through the reader's final norm.
             projection_start: the projection begins as so many times the identity. At 0 rows begin
                 as token embeddings; at about 4, without `final_norm`, as hidden states of the last
-                layer taken, as large beside what the reader's layers add as they are in the reader.
+                layer taken, four times as large, so that what the reader adds counts little.
 
         Raises:
             InputError: a value is out of range, the reader has fewer layers, none with attention,
@@ -141,6 +142,11 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             residual=residual,
             final_norm=final_norm,
         )
+        if not (math.isfinite(projection_start) and projection_start >= 0):
+            raise InputError(
+                f"A projection starts at a number of 0 or more, but projection_start is "
+                f"{projection_start}; give such a number."
+            )
         if projection_start and not residual:
             raise InputError(
                 "A projection starts where there is one, but residual is false and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_every_variant_is_a_configuration_that_changes_one_thing() -> None:
         }
         assert differing <= set(variant.overrides)
         assert (run_name(BASE, variant) == BASELINE) == (not differing)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"projection_start": 4.0, "final_norm": False}, {"residual": False}]
+)
+def test_every_variant_is_a_configuration_whatever_the_baseline_starts_with(
+    settings: dict[str, Any],
+) -> None:
+    base = dataclasses.replace(BASE, **settings)
+    plain, hidden = (variant_config(base, each) for each in choose(["plain", "hidden-start"]))
+    assert (plain.residual, plain.projection_start) == (False, 0.0)
+    assert (hidden.residual, hidden.projection_start) == (True, 4.0)
+    for variant in VARIANTS:
+        variant_config(base, variant)
 
 
 def test_every_group_has_the_defaults_choice() -> None:

@@ -192,6 +192,13 @@ def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
         load_config(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("without", [{"init_from": "a"}, {"residual": False}])
+def test_a_projection_starts_only_in_a_new_embedder_that_has_one(without: dict[str, Any]) -> None:
+    config_from({**LEAST, "projection_start": 4.0})
+    with pytest.raises(ConfigError, match="`projection_start` is 0 with `init_from` or without"):
+        config_from({**LEAST, "projection_start": 4.0, **without})
+
+
 @pytest.mark.parametrize("key", ["data", "questions", "eval_data"])
 def test_missing_data_are_refused(tmp_path: Path, key: str) -> None:
     good = written(tmp_path, "text")

@@ -58,7 +58,8 @@ def _trained_at(name: str, *scale_factors: int) -> Ablation:
 
 
 _ONE_STREAM = {"one_stream": True}
-_HIDDEN_START = {"final_norm": False, "projection_start": 4.0}
+_PLAIN = {"residual": False, "projection_start": 0.0}
+_HIDDEN_START = {"residual": True, "final_norm": False, "projection_start": 4.0}
 VARIANTS: tuple[Ablation, ...] = (
     *map(_sampling, ("strided", "mean", "terminal", "random")),
     *map(_layers, (4, 8, 12)),
@@ -66,7 +67,7 @@ VARIANTS: tuple[Ablation, ...] = (
     _trained_at("k-4", 4),
     _trained_at("k-16", 16),
     Ablation(name="residual", group="residual", overrides={"residual": True}),
-    Ablation(name="plain", group="residual", overrides={"residual": False}),
+    Ablation(name="plain", group="residual", overrides=_PLAIN),
     Ablation(name="hidden-start", group="residual", overrides=_HIDDEN_START),
     *map(_chunk, (64, 128, 256)),
     Ablation(name="two-stream", group="streams", overrides={"one_stream": False}),
