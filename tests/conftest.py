@@ -79,7 +79,7 @@ def make_embedder(reader: Reader, **settings: object) -> ExtensibleEmbedder:
     """An embedder whose projection is random and small, so that rows differ from tokens."""
     embedder = ExtensibleEmbedder.from_reader(
         reader,
-        **{"num_layers": 2, "chunk_tokens": 16, **settings},  # type: ignore[arg-type]
+        **{"num_layers": 2, "chunk_tokens": 16, "projection_start": 0.0, **settings},  # type: ignore[arg-type]
     )
     if embedder.config.residual:
         torch.manual_seed(1)

@@ -153,6 +153,19 @@ def test_first_layers_compute_what_the_readers_do(reader: Reader, token_ids: Ten
     torch.testing.assert_close(ours, theirs)
 
 
+def test_new_rows_begin_as_long_as_hidden_states(reader: Reader, token_ids: Tensor) -> None:
+    """As the first layer takes them in, where a reader scales or norms its token embeddings."""
+    embedder = ExtensibleEmbedder.from_reader(reader, 1, chunk_tokens=16).eval()
+    rows = embedder.compress(token_ids, k=4).rows
+    decoder = reader.model.get_decoder()
+    with torch.inference_mode():
+        texts = reader.embed_tokens(token_ids)[None]
+        state = decoder(inputs_embeds=texts, output_hidden_states=True).hidden_states[1][0]
+        taken_in = decoder(inputs_embeds=rows[None], output_hidden_states=True).hidden_states[0][0]
+    ratio = taken_in.pow(2).mean(-1).sqrt().median() / state.pow(2).mean(-1).sqrt().median()
+    assert 2 < float(ratio) < 8, float(ratio)
+
+
 def test_compressed_rows_are_rows_of_all_outputs(
     reader: Reader, embedder: ExtensibleEmbedder, token_ids: Tensor
 ) -> None:

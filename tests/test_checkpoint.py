@@ -91,7 +91,9 @@ def test_int8_is_within_half_a_step_of_each_channel(
 
 
 def test_int8_keeps_channels_of_zeros(tmp_path: Path, tiny_reader: Reader) -> None:
-    untrained = ExtensibleEmbedder.from_reader(tiny_reader, 1, chunk_tokens=16)
+    untrained = ExtensibleEmbedder.from_reader(
+        tiny_reader, 1, chunk_tokens=16, projection_start=0.0
+    )
     untrained.save_pretrained(tmp_path / "e", int8=True)
     loaded = ExtensibleEmbedder.from_pretrained(tmp_path / "e", tiny_reader)
     assert not loaded.projection.weight.any()

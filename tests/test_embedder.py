@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_at_1_rows_are_the_raw_token_embeddings(
 def test_untrained_residual_gives_the_token_at_the_end_of_each_stride(
     tiny_reader: Reader, token_ids: Tensor
 ) -> None:
-    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16)
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16, projection_start=0.0)
     context = embedder.compress(token_ids, k=4)
     expected = tiny_reader.embed_tokens(token_ids[context.row_ends() - 1])
     assert torch.equal(context.rows, expected)
@@ -76,8 +77,43 @@ def test_a_started_projection_gives_hidden_states_at_their_own_scale(
     with pytest.raises(InputError, match="projection starts where there is one"):
         ExtensibleEmbedder.from_reader(tiny_reader, 2, residual=False, projection_start=1.0)
     for wrong in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="starts at a number of 0 or more"):
+        with pytest.raises(InputError, match="projection_start is a number, 0 or more"):
             ExtensibleEmbedder.from_reader(tiny_reader, 2, projection_start=wrong)
+
+
+def test_a_new_embedders_rows_have_one_length_and_the_direction_of_hidden_states(
+    tiny_reader: Reader, token_ids: Tensor
+) -> None:
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16)
+    chunk = token_ids[:16]
+    tokens = tiny_reader.embed_tokens(chunk)
+    with torch.inference_mode():
+        read = tiny_reader.model.get_decoder()(
+            inputs_embeds=tokens[None], output_hidden_states=True
+        )
+    states = read.hidden_states[2][0]
+    added = embedder.compress(chunk, k=1).rows, embedder.compress(chunk, k=2).rows - tokens[1::2]
+    lengths = added[1].pow(2).mean(-1).sqrt()
+    torch.testing.assert_close(lengths, lengths.mean().expand_as(lengths), rtol=1e-3, atol=0)
+    usual = states.pow(2).mean(-1).sqrt().median()
+    assert 2.5 < float(lengths[0] / usual) < 6  # 4 on the text that it was measured on
+    alike = torch.nn.functional.cosine_similarity(added[1], states[1::2])
+    torch.testing.assert_close(alike, torch.ones_like(alike))
+    assert torch.equal(added[0], tokens)
+
+
+def test_where_the_projection_starts_is_kept_beside_it(
+    tiny_reader: Reader, token_ids: Tensor, tmp_path: Path
+) -> None:
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16)
+    assert embedder.config.projection_start > 0
+    assert not embedder.projection.weight.any()
+    embedder.save_pretrained(tmp_path / "e")
+    loaded = ExtensibleEmbedder.from_pretrained(tmp_path / "e", tiny_reader)
+    assert loaded.fingerprint == embedder.fingerprint
+    assert torch.equal(loaded.compress(token_ids, k=4).rows, embedder.compress(token_ids, k=4).rows)
+    other = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16, projection_start=0.0)
+    assert other.fingerprint != embedder.fingerprint
 
 
 def test_a_trained_residual_does_not(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:

@@ -3,8 +3,8 @@
 In: token ids. Out: rows of the reader's hidden size, one for every k tokens. The embedder is the
 first m layers of the reader with its final norm, and a projection P:
 
-    row_j = token_embedding(x_jk) + P f(chunk)_jk        (identity residual, P starts at c I)
-    row_j = s f(chunk)_jk / rms(f(chunk)_jk)             (the paper's plain form, scaled)
+    row_j = token_embedding(x_jk) + (c I + P) f(chunk)_jk    (identity residual, P starts at 0)
+    row_j = s f(chunk)_jk / rms(f(chunk)_jk)                 (the paper's plain form, scaled)
 
 It knows nothing of prompts, windows and answers.
 
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from .layers import copy_layers, final_norm_name, first_layers
 from .picked import computes_only
 from .reader import Reader
 from .source import GivenText
+from .start import measured_start
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
@@ -55,6 +56,8 @@ class EmbedderConfig:
     """Apply the reader's final norm to the outputs of the last layer taken."""
     max_k: int = 64
     """Largest scale factor that k="auto" may choose."""
+    projection_start: float = 0.0
+    """Where the projection starts, times the identity (c): what is trained is added to it."""
 
     def __post_init__(self) -> None:
         down_sampling(self.down_sampling)
@@ -62,6 +65,14 @@ class EmbedderConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is a whole number, 1 or more, but it is {value!r}.")
+        start = self.projection_start
+        if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < inf:
+            raise InputError(f"projection_start is a number, 0 or more, but it is {start!r}.")
+        if start and not self.residual:
+            raise InputError(
+                "A projection starts where there is one, but residual is false and "
+                f"projection_start is {start}; leave one of them out."
+            )
 
     def seen_at_once(self, chunk_tokens: int, k: int, num_chunks: int) -> int:
         """Tokens that are embedded together of successive training chunks (C, L).
@@ -116,7 +127,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         down_sampling: str = "strided",
         residual: bool = True,
         final_norm: bool = True,
-        projection_start: float = 0.0,
+        projection_start: float | None = None,
     ) -> ExtensibleEmbedder:
         """An untrained embedder from the first `num_layers` layers of the reader.
 
@@ -127,9 +138,9 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             down_sampling: how rows are picked.
             residual: rows are token embeddings and projected outputs; false: the paper's form.
             final_norm: outputs go through the reader's final norm.
-            projection_start: the projection begins as so many times the identity. At 0 rows begin
-                as token embeddings; at about 4, without `final_norm`, as hidden states of the last
-                layer taken, four times as large, so that what the reader adds counts little.
+            projection_start: the projection begins as so many times the identity; by default as
+                many as `measured_start` finds, so that rows begin as the reader's hidden states. At
+                0 they begin as token embeddings.
 
         Raises:
             InputError: a value is out of range, the reader has fewer layers, none with attention,
@@ -141,21 +152,12 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             down_sampling=down_sampling,
             residual=residual,
             final_norm=final_norm,
+            projection_start=projection_start or 0.0,
         )
-        if not (math.isfinite(projection_start) and projection_start >= 0):
-            raise InputError(
-                f"A projection starts at a number of 0 or more, but projection_start is "
-                f"{projection_start}; give such a number."
-            )
-        if projection_start and not residual:
-            raise InputError(
-                "A projection starts where there is one, but residual is false and "
-                f"projection_start is {projection_start}; leave one of them out."
-            )
         embedder = cls(config, reader)
-        if projection_start:
-            with torch.no_grad():
-                embedder.projection.weight.fill_diagonal_(projection_start)
+        if projection_start is None and residual:
+            start = measured_start(reader, embedder.layers, num_layers)
+            embedder.config = replace(config, projection_start=start)
         return embedder
 
     @property
@@ -184,8 +186,8 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
     def _outputs(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Outputs (..., H) of token embeddings and the layers' last hidden states."""
         if self.config.residual:
-            outputs: Tensor = tokens + self.projection(hidden)
-            return outputs
+            added: Tensor = self.config.projection_start * hidden + self.projection(hidden)
+            return tokens + added
         return self._plain(hidden)
 
     def _plain(self, hidden: Tensor) -> Tensor:
@@ -328,7 +330,10 @@ def _state(weights: dict[str, Tensor]) -> object:
 
 
 def _hash(config: EmbedderConfig, weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(config)).encode())
+    settings = asdict(config)
+    if not config.projection_start:  # embedders made before there was one keep their fingerprints
+        del settings["projection_start"]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for name, weight in weights.items():
         digest.update(name.encode())
         flat = weight.detach().cpu().contiguous().view(-1)

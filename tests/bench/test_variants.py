@@ -53,9 +53,11 @@ def test_every_variant_is_a_configuration_whatever_the_baseline_starts_with(
     settings: dict[str, Any],
 ) -> None:
     base = dataclasses.replace(BASE, **settings)
-    plain, hidden = (variant_config(base, each) for each in choose(["plain", "hidden-start"]))
-    assert (plain.residual, plain.projection_start) == (False, 0.0)
-    assert (hidden.residual, hidden.projection_start) == (True, 4.0)
+    names = ["plain", "token-start", "hidden-start"]
+    plain, token, hidden = (variant_config(base, each) for each in choose(names))
+    assert (plain.residual, plain.projection_start) == (False, None)
+    assert (token.residual, token.projection_start) == (True, 0.0)
+    assert (hidden.residual, hidden.projection_start) == (True, None)
     for variant in VARIANTS:
         variant_config(base, variant)
 

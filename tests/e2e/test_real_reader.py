@@ -33,7 +33,7 @@ def book(reader: Reader) -> Tensor:
 
 @pytest.fixture(scope="module")
 def embedder(reader: Reader) -> ExtensibleEmbedder:
-    embedder = ExtensibleEmbedder.from_reader(reader)
+    embedder = ExtensibleEmbedder.from_reader(reader, projection_start=0.0)
     torch.manual_seed(0)
     torch.nn.init.normal_(embedder.projection.weight, std=0.002)
     return embedder.eval()

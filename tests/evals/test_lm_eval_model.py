@@ -90,7 +90,9 @@ def test_long_contexts_are_read_as_rows_and_recent_tokens(
 @needs_lm_eval
 def test_raw_rows_have_the_numbers_of_raw_text(tiny_reader: Reader, text: str) -> None:
     """An embedder that gives token embeddings themselves, at k=2 with each token twice."""
-    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16).eval()  # P is zero
+    embedder = ExtensibleEmbedder.from_reader(
+        tiny_reader, 2, chunk_tokens=16, projection_start=0.0
+    ).eval()
     lm = model(embedder, k=2, compress_over_tokens=10, recent_tokens=30)
     ids = tiny_reader.encode(text[:200])
     doubled = torch.stack([ids[:-30], ids[:-30]], 1).flatten()

@@ -125,7 +125,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "down_sampling": ["median", ""],
     "residual": [*NOT_FLAGS, None],
     "final_norm": [*NOT_FLAGS, None],
-    "projection_start": NOT_NUMBERS,
+    "projection_start": [value for value in NOT_NUMBERS if value is not None],
     "scale_factors": NOT_LISTS_OF_COUNTS,
     "instance_tokens": [*NOT_LISTS_OF_COUNTS, [100]],
     "chunk_tokens": NOT_LISTS_OF_COUNTS,
@@ -192,11 +192,11 @@ def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
         load_config(written(tmp_path, text))
 
 
-@pytest.mark.parametrize("without", [{"init_from": "a"}, {"residual": False}])
-def test_a_projection_starts_only_in_a_new_embedder_that_has_one(without: dict[str, Any]) -> None:
-    config_from({**LEAST, "projection_start": 4.0})
-    with pytest.raises(ConfigError, match="`projection_start` is 0 with `init_from` or without"):
-        config_from({**LEAST, "projection_start": 4.0, **without})
+def test_a_projection_starts_only_where_there_is_one() -> None:
+    assert config_from({**LEAST, "projection_start": 4.0}).projection_start == 4.0
+    assert config_from({**LEAST, "residual": False}).projection_start is None
+    with pytest.raises(ConfigError, match="`projection_start` is 0 without `residual`"):
+        config_from({**LEAST, "projection_start": 4.0, "residual": False})
 
 
 @pytest.mark.parametrize("key", ["data", "questions", "eval_data"])

@@ -58,8 +58,9 @@ def _trained_at(name: str, *scale_factors: int) -> Ablation:
 
 
 _ONE_STREAM = {"one_stream": True}
-_PLAIN = {"residual": False, "projection_start": 0.0}
-_HIDDEN_START = {"residual": True, "final_norm": False, "projection_start": 4.0}
+_PLAIN = {"residual": False, "projection_start": None}
+_TOKEN_START = {"residual": True, "projection_start": 0.0}
+_HIDDEN_START = {"residual": True, "projection_start": None}
 VARIANTS: tuple[Ablation, ...] = (
     *map(_sampling, ("strided", "mean", "terminal", "random")),
     *map(_layers, (4, 8, 12)),
@@ -68,7 +69,8 @@ VARIANTS: tuple[Ablation, ...] = (
     _trained_at("k-16", 16),
     Ablation(name="residual", group="residual", overrides={"residual": True}),
     Ablation(name="plain", group="residual", overrides=_PLAIN),
-    Ablation(name="hidden-start", group="residual", overrides=_HIDDEN_START),
+    Ablation(name="token-start", group="start", overrides=_TOKEN_START),
+    Ablation(name="hidden-start", group="start", overrides=_HIDDEN_START),
     *map(_chunk, (64, 128, 256)),
     Ablation(name="two-stream", group="streams", overrides={"one_stream": False}),
     Ablation(name="one-stream", group="streams", overrides=_ONE_STREAM),

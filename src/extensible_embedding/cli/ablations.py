@@ -46,9 +46,9 @@ def ablations(
             "--variants",
             metavar="NAME,...|all",
             help="What is changed: `strided`, `mean`, `terminal`, `random` down-sampling; "
-            "`layers-4`, `-8`, `-12`; `k-random`, `k-4`, `k-16` in training; `residual`, `plain`, "
-            "`hidden-start`; `chunk-64`, `-128`, `-256`; `two-stream`, `one-stream`, "
-            "`one-stream-same-steps`.",
+            "`layers-4`, `-8`, `-12`; `k-random`, `k-4`, `k-16` in training; `residual`, "
+            "`plain`, `token-start`, `hidden-start`; `chunk-64`, `-128`, `-256`; `two-stream`, "
+            "`one-stream`, `one-stream-same-steps`.",
         ),
     ] = "all",
     budget_tokens: Annotated[

@@ -35,7 +35,6 @@ _SHAPING = (
     "question_share",
     "span_tokens",
     "init_from",
-    "projection_start",
     "scale_factors",
     "instance_tokens",
     "chunk_tokens",
@@ -83,7 +82,8 @@ def check_goes_on(
     checkpoint = Path(checkpoint)
     with damage_named(checkpoint):
         saved = read_json(checkpoint / "embedder" / CONFIG, "an embedder")
-        made_for, architecture = dict(saved["reader"]), dict(saved["embedder"])
+        made_for = dict(saved["reader"])
+        architecture = {"projection_start": 0.0, **saved["embedder"]}  # older ones hold it in P
         before = {}
         if (checkpoint / SETTINGS).is_file():  # older checkpoints have none
             before = _as_now(read_json(checkpoint / SETTINGS, "the settings of a run"))
@@ -95,10 +95,9 @@ def check_goes_on(
 def _as_now(saved: dict[str, Any]) -> dict[str, Any]:
     """Settings as this version names them.
 
-    Earlier ones kept both factors of a step's batches, read no spans, and began at zero.
+    Earlier ones kept both factors of a step's batches, and read no spans.
     """
     saved.setdefault("span_tokens", [0])
-    saved.setdefault("projection_start", 0.0)
     if _NUM_PROCESSES in saved:
         saved[_STEP_BATCHES] = saved.pop(_NUM_PROCESSES) * saved.pop(_ACCUMULATION)
     return saved

@@ -54,9 +54,9 @@ class TrainConfig:
     """Identity residual; false: the paper's plain form."""
     final_norm: bool = True
     """Apply the reader's final norm to the embedder's outputs."""
-    projection_start: float = 0.0
-    """The projection begins as so many times the identity. 0: rows begin as token embeddings; about
-    4 with `final_norm: false`: as the layers' hidden states, which learn faster."""
+    projection_start: float | None = None
+    """The projection begins as so many times the identity; by default as many as make rows begin as
+    the reader's hidden states, which learn faster. 0: they begin as token embeddings."""
 
     scale_factors: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])
     """k is drawn from these, once an instance."""
@@ -131,9 +131,8 @@ class TrainConfig:
                 "`first_scale_factors` and `first_steps` come together, but they are "
                 f"{self.first_scale_factors!r} and {self.first_steps!r}; give both or neither."
             )
-        if self.init_from is not None or not self.residual:
-            rule = "0 with `init_from` or without `residual`"
-            self._require(self.projection_start == 0, "projection_start", rule)
+        if not self.residual:
+            self._require(not self.projection_start, "projection_start", "0 without `residual`")
         if self.sequence_places is not None:
             self._check_packing()
         if self.questions is None:
@@ -201,7 +200,7 @@ RANGES: dict[str, Range] = {
     ),
     "residual": _FLAG,
     "final_norm": _FLAG,
-    "projection_start": _number("a number, 0 or more", lambda value: value >= 0),
+    "projection_start": _or_null(_number("a number, 0 or more", lambda value: value >= 0)),
     "scale_factors": _COUNTS,
     "instance_tokens": _COUNTS,
     "chunk_tokens": _COUNTS,

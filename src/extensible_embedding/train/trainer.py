@@ -126,6 +126,7 @@ ARCHITECTURE = {
     "reading_chunk_tokens": "chunk_tokens",
     "residual": "residual",
     "final_norm": "final_norm",
+    "projection_start": "projection_start",
 }
 """Settings that say what an embedder is made of, and its fields that they become.
 
@@ -143,8 +144,7 @@ def build(config: TrainConfig, reader: Reader) -> ExtensibleEmbedder:
         values = {name: getattr(config, key) for key, name in ARCHITECTURE.items()}
         if config.down_sampling is not None:
             values["down_sampling"] = config.down_sampling
-        start = config.projection_start
-        return ExtensibleEmbedder.from_reader(reader, **values, projection_start=start).train()
+        return ExtensibleEmbedder.from_reader(reader, **values).train()
     embedder = ExtensibleEmbedder.from_pretrained(config.init_from, reader)
     defaults = {field.name: field.default for field in fields(TrainConfig)}
     for key, name in ARCHITECTURE.items():
