@@ -27,10 +27,21 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_keys_are_known_as_text_and_as_hashes(file: Path) -> None:
-    keys = read_keys(file, Limits(max_concurrent=3))
+    keys = read_keys(file, Limits(max_concurrent=6))
     alice, bob = keys.client(f"Bearer {SECRET}"), keys.client(f"bearer  {OTHER}")
     assert (alice.name, alice.limits) == ("alice", Limits(max_concurrent=3))
     assert (bob.name, bob.limits) == ("bob", Limits(max_concurrent=3, max_contexts=2))
+
+
+def test_one_key_of_several_has_half_of_the_requests_unless_it_says_more(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"- name: alice\n  key: {SECRET}\n", encoding="utf-8")
+    limits = Limits(max_concurrent=8)
+    assert read_keys(path, limits).client(f"Bearer {SECRET}").limits.max_concurrent == 8
+    more = f"- name: bob\n  key: {OTHER}\n  max_concurrent: 8\n"
+    path.write_text(f"- name: alice\n  key: {SECRET}\n{more}", encoding="utf-8")
+    found = [read_keys(path, limits).client(f"Bearer {each}") for each in (SECRET, OTHER)]
+    assert [each.limits.max_concurrent for each in found] == [4, 8]
 
 
 @pytest.mark.parametrize(

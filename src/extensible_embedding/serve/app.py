@@ -29,6 +29,7 @@ from .service import Service
 
 PAGE = Path(__file__).parent / "page"
 _PUBLIC = ("/health", "/ready")
+_WATCHING = ("/metrics",)
 _WORDS = """OpenAI's protocol over a language model that reads documents longer than its window.
 
 Contexts are documents that were compressed once; a chat names them in its field `extensible`, or
@@ -64,7 +65,10 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
     app.state.service = service
     for routes in (answers, contexts, state):
         app.include_router(routes.router)
-    app.router.routes.extend(tools_app.routes)
+    for route in tools_app.routes:
+        # It keeps no sessions: a stream that a GET opens would never bring anything, and never end.
+        route.methods = {"POST"}  # type: ignore[attr-defined]
+        app.router.routes.append(route)
     files = _add_page(app, page)
     errors.install(app)
     app.add_middleware(
@@ -74,6 +78,7 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
         settings=service.settings,
         metrics=service.metrics,
         public=(*_PUBLIC, *files),
+        watching=_WATCHING,
     )
     return app
 

@@ -128,7 +128,7 @@ class Library:
             )
             return self._own_kept(client, name)
 
-        return await self._embedding.run_stoppable(job, client.name)
+        return await self._embedding.run_stoppable(job, client)
 
     async def append(self, client: Client, name: str, text: str) -> Kept:
         """Goes on with a context; raises as `add`, and ApiError where there is none."""
@@ -139,7 +139,7 @@ class Library:
             self.store.append(_own(client, name), text, self.embedder, progress=progress)
             return self._own_kept(client, name)
 
-        return await self._embedding.run_stoppable(job, client.name)
+        return await self._embedding.run_stoppable(job, client)
 
     async def delete(self, client: Client, name: str) -> None:
         """Removes a context; raises as `append`."""
@@ -148,11 +148,13 @@ class Library:
             self._check_own(client, name)
             self.store.delete(_own(client, name))
 
-        await self._embedding.run(job)
+        await self._embedding.run(job, client, first=True)
 
     async def all(self, client: Client) -> list[Kept]:
         """All that a client may read, by name."""
-        return await self._looking.run(lambda: sorted(self._all(client), key=lambda k: k.name))
+        return await self._looking.run(
+            lambda: sorted(self._all(client), key=lambda k: k.name), client
+        )
 
     async def show(self, client: Client, name: str) -> Kept:
         """One of them.
@@ -160,7 +162,7 @@ class Library:
         Raises:
             ApiError: there is none of that name.
         """
-        return await self._looking.run(lambda: self._find(client, name))
+        return await self._looking.run(lambda: self._find(client, name), client)
 
     async def text(self, client: Client, name: str, start_byte: int, num_bytes: int) -> TextPart:
         """Whole characters of one of them, of these bytes.
@@ -168,7 +170,8 @@ class Library:
         Raises as `show`, and CheckpointError if it is damaged.
         """
         return await self._looking.run(
-            lambda: _part(self._opened(client, name).text().encode(), start_byte, num_bytes)
+            lambda: _part(self._opened(client, name).text().encode(), start_byte, num_bytes),
+            client,
         )
 
     async def usage(self, client: Client) -> Usage:
@@ -185,7 +188,7 @@ class Library:
                 max_text_bytes=client.limits.max_text_bytes,
             )
 
-        return await self._looking.run(job)
+        return await self._looking.run(job, client)
 
     def open(self, client: Client, names: Sequence[str]) -> list[Context]:
         """Contexts to read, whose rows come when k is known; to be called in the reading thread.

@@ -75,6 +75,10 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            return ApiError(
+                400, "The body is JSON in UTF-8, but this one is not; mend it.", code="invalid_json"
+            )
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
@@ -108,7 +112,9 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     first: Mapping[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"The body is JSON, but this one is not ({reason}); mend it.")
+        return ApiError(
+            400, f"The body is JSON, but this one is not ({reason}); mend it.", code="invalid_json"
+        )
     place = ".".join(map(str, first["loc"][1:])) or str(first["loc"][0])
     return ApiError(422, f"{place}: {first['msg']}", param=place)
 

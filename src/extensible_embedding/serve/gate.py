@@ -6,9 +6,11 @@ A body that is too large or too slow is refused while it comes. Knows nothing of
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import nullcontext
 from urllib.parse import urlsplit
 
 import anyio
@@ -41,6 +43,7 @@ class Gate:
         settings: time-outs.
         metrics: where they are counted.
         public: paths that need no key and take no slot.
+        watching: paths that take no slot: they tell of a server that has none left.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class Gate:
         settings: ServeSettings,
         metrics: Metrics,
         public: Iterable[str],
+        watching: Iterable[str] = (),
     ) -> None:
         self.app, self.keys, self.slots = app, keys, slots
-        self.settings, self.metrics, self.public = settings, metrics, frozenset(public)
+        self.settings, self.metrics = settings, metrics
+        self.public, self.watching = frozenset(public), frozenset(watching)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,9 +70,10 @@ class Gate:
             await self._pass(scope, receive, passage)
         except Exception as error:
             await passage.fail(error, receive)
-        except BaseException:  # cancelled: the client left, or the server stops
-            passage.status = passage.status or CLIENT_LEFT
-            raise
+        except asyncio.CancelledError:  # the server stops, and the time for those that run is over
+            if passage.status:
+                raise
+            await passage.fail(_stopping(), receive)
         finally:
             self._count(scope, passage)
 
@@ -82,7 +88,8 @@ class Gate:
         client = self.keys.client(headers.get("authorization"))
         scope["state"].update(client=client)
         passage.client = client.name
-        with self.slots.taken(client):
+        watching = scope["path"] in self.watching
+        with nullcontext() if watching else self.slots.taken(client):
             body = _Body(headers, receive, client, self.settings)
             await self.app(scope, body.receive, passage.send)
 
@@ -90,7 +97,7 @@ class Gate:
         route = getattr(scope.get("route"), "path", "") or "none"
         seconds = time.monotonic() - passage.start
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self.metrics.requests.labels(method, route, passage.status).inc()
+        self.metrics.requests.labels(method, route, passage.ended_as).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         log(
             "request",
@@ -98,11 +105,20 @@ class Gate:
             client=passage.client,
             method=method,
             route=route,
-            status=passage.status,
+            status=passage.ended_as,
             seconds=round(seconds, 4),
             **scope["state"].get("noted", {}),
             **(fault_fields(passage.fault) if passage.fault else {}),
         )
+
+
+def _stopping() -> ApiError:
+    return ApiError(
+        503,
+        "This server stops; ask again when it is back.",
+        code="stopping",
+        headers={"Retry-After": "5"},
+    )
 
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -164,6 +180,12 @@ class _Passage:
         """What the server is to blame for, if anything."""
         found: BaseException | None = self.scope["state"].get("failure", self._fault)
         return found
+
+    @property
+    def ended_as(self) -> int:
+        """The status; of a stream that broke off, that of an answer with its error."""
+        ended: int = self.scope["state"].get("ended_as", self.status or CLIENT_LEFT)
+        return ended
 
     async def send(self, message: Message) -> None:
         """Sends, with headers that every answer has."""

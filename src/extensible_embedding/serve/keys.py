@@ -94,7 +94,8 @@ def read_keys(path: Path, limits: Limits) -> Keys:
 
     Args:
         path: of the file.
-        limits: of keys that have none of their own.
+        limits: of keys that have none of their own; of several keys, each has half of the requests
+            at the same time.
 
     Raises:
         ConfigError: the file is missing or not of this form.
@@ -112,6 +113,9 @@ def read_keys(path: Path, limits: Limits) -> Keys:
             f"A file of keys is a list of `- name: ...` and `key: ...`, but {str(path)!r} is not; "
             "see docs/serving.md."
         )
+    if len(entries) > 1:  # no key alone takes every place
+        half = max(1, limits.max_concurrent // 2)
+        limits = dataclasses.replace(limits, max_concurrent=half)
     keys = [_key(entry, number, limits) for number, entry in enumerate(entries, 1)]
     for what, values in (
         ("name", [key.client.name for key in keys]),

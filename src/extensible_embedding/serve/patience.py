@@ -1,4 +1,4 @@
-"""Connections on which nothing comes are closed.
+"""Connections on which nothing comes are closed, and what is no HTTP is told so.
 
 In: uvicorn's protocol, whose own time-out is for connections between requests alone. Out: one that
 also ends those whose request begins and does not go on ("slow loris"), those that go on with a body
@@ -11,6 +11,10 @@ import asyncio
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .errors import ApiError, response_of
+
+_NO_HTTP = "A request is whole HTTP/1.1, but this one is not; mend what sends it."
 
 
 def patient_protocol(header_timeout_s: float, send_timeout_s: float) -> type[H11Protocol]:
@@ -61,6 +65,18 @@ def patient_protocol(header_timeout_s: float, send_timeout_s: float) -> type[H11
             if self._refused:
                 self._wait()
             super().on_response_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            """Of what is no HTTP, in the form of all errors; uvicorn would send plain text."""
+            answer = response_of(ApiError(400, _NO_HTTP, code="invalid_http"))
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def _wait(self) -> None:
             self._wait_no_more()

@@ -177,10 +177,11 @@ class Service:
         thread, planner = self._lanes[size > LONG_CHARS]
         names = request.extensible.contexts
         draft = await thread.run(
-            lambda: plan(planner, request, self.library.open(client, names) if names else [])
+            lambda: plan(planner, request, self.library.open(client, names) if names else []),
+            client,
         )
         made = [await self._rows(client, context) for context in draft.missing]
-        return await thread.run(lambda: planner.finish(draft, made))
+        return await thread.run(lambda: planner.finish(draft, made), client)
 
     async def _rows(self, client: Client, context: Context) -> Context:
         """A context with the rows of its tokens."""
@@ -188,7 +189,7 @@ class Service:
             lambda progress: self.embedder.compress(
                 context.token_ids, k=context.k, title=context.title, progress=progress
             ),
-            client.name,
+            client,
         )
         self.metrics.embedded_tokens.inc(context.num_tokens)
         return made

@@ -147,8 +147,8 @@ def test_closing_closes_the_connection(tiny_reader):
         ({"status": 401}, r"refused a request \(401: .*disable-radix"),
         ({"end": {"type": "abort", "message": "out of memory"}}, "by itself .out of memory."),
         ({"say": ['data: {"error": {"message": "bad"}}\n\n']}, r"\(None: bad\); see its log"),
-        ({"say": ['data: {"text": "x"}\n\n']}, 'sent \'{"text": "x"}\'; use a current SGLang'),
-        ({"say": ["data: <html>\n\n"]}, "sent '<html>'"),
+        ({"say": ['data: {"text": "x"}\n\n']}, "sent the fields text; use a current SGLang"),
+        ({"say": ["data: <html>\n\n"]}, "sent 7 characters that are no JSON"),
         ({"say": ["data: [DONE]\n\n"]}, "before its end; ask again"),
     ],
 )

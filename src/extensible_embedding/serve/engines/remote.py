@@ -161,7 +161,7 @@ class RemoteEngine(Engine):
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(
                 f"{self.product} at {self.url} sends token ids as its documentation says, but it "
-                f"sent {data.strip()[:200]!r}; {self.format_advice}."
+                f"sent {_shape(data)}; {self.format_advice}."
             ) from error
 
 
@@ -173,6 +173,17 @@ async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
         for line in lines:
             yield line.decode(errors="replace")
     yield rest.decode(errors="replace")
+
+
+def _shape(data: str) -> str:
+    """What an event is like, without what it says: that may be of an answer."""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        return f"{len(data)} characters that are no JSON"
+    if isinstance(event, dict):
+        return f"the fields {', '.join(map(str, event))[:200] or '(none)'}"
+    return f"JSON of type {type(event).__name__}"
 
 
 def _error(error: Any) -> tuple[str, object]:

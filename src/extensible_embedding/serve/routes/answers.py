@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from ...generation import FinishReason
 from ..completing import Piece
-from ..errors import ApiError, api_error, body_of
+from ..errors import CLIENT_LEFT, ApiError, api_error, body_of
 from ..schema import (
     AnswerMessage,
     ChatChoice,
@@ -149,9 +149,13 @@ async def _events(
         yield event("[DONE]")
     except Exception as error:  # the status is sent already: an event is all that can be said
         made_error = api_error(error)
+        request.state.ended_as = made_error.status_code
         if made_error.status_code >= 500:
             request.state.failure = error
         yield event(json.dumps(body_of(made_error)))
+    except BaseException:  # the client left, or the server stops
+        request.state.ended_as = CLIENT_LEFT
+        raise
     finally:
         _note(request, answering)
         await answering.pieces.aclose()
