@@ -76,10 +76,11 @@ def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
 
 
 def make_embedder(reader: Reader, **settings: object) -> ExtensibleEmbedder:
-    """An embedder whose projection is random and small, so that rows differ from tokens."""
+    """An embedder whose rows differ from tokens: its projection is small, random and started."""
+    start = {"projection_start": 0.25} if settings.get("residual", True) else {}
     embedder = ExtensibleEmbedder.from_reader(
         reader,
-        **{"num_layers": 2, "chunk_tokens": 16, "projection_start": 0.0, **settings},  # type: ignore[arg-type]
+        **{"num_layers": 2, "chunk_tokens": 16, **start, **settings},  # type: ignore[arg-type]
     )
     if embedder.config.residual:
         torch.manual_seed(1)

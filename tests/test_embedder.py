@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, MambaConfig
 
 from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.checkpoint import own_weights
 from extensible_embedding.errors import InputError
+from extensible_embedding.picked import blocks
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -76,9 +81,9 @@ def test_a_started_projection_gives_hidden_states_at_their_own_scale(
     torch.testing.assert_close(embedder.compress(chunk, k=4).rows, expected, **CLOSE)
     with pytest.raises(InputError, match="projection starts where there is one"):
         ExtensibleEmbedder.from_reader(tiny_reader, 2, residual=False, projection_start=1.0)
-    for wrong in (-1.0, float("nan"), float("inf")):
+    for wrong in (-1.0, float("nan"), float("inf"), 10**400, True, "4"):
         with pytest.raises(InputError, match="projection_start is a number, 0 or more"):
-            ExtensibleEmbedder.from_reader(tiny_reader, 2, projection_start=wrong)
+            ExtensibleEmbedder.from_reader(tiny_reader, 2, projection_start=wrong)  # type: ignore[arg-type]
 
 
 def test_a_new_embedders_rows_have_one_length_and_the_direction_of_hidden_states(
@@ -112,8 +117,70 @@ def test_where_the_projection_starts_is_kept_beside_it(
     loaded = ExtensibleEmbedder.from_pretrained(tmp_path / "e", tiny_reader)
     assert loaded.fingerprint == embedder.fingerprint
     assert torch.equal(loaded.compress(token_ids, k=4).rows, embedder.compress(token_ids, k=4).rows)
-    other = ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16, projection_start=0.0)
-    assert other.fingerprint != embedder.fingerprint
+    four, same, zero = (
+        ExtensibleEmbedder.from_reader(tiny_reader, 2, chunk_tokens=16, projection_start=start)
+        for start in (4, 4.0, 0.0)
+    )
+    assert four.fingerprint == same.fingerprint
+    assert zero.fingerprint not in (four.fingerprint, embedder.fingerprint)
+
+
+def test_an_embedder_without_a_start_has_the_fingerprint_that_it_had_before_there_were_any(
+    tiny_reader: Reader,
+) -> None:
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 1, projection_start=0.0)
+    settings = dataclasses.asdict(embedder.config)
+    del settings["projection_start"]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, weight in own_weights(embedder).items():
+        digest.update(name.encode())
+        digest.update(weight.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    assert embedder.fingerprint == digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 4])
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_rows_begin_four_times_as_long_as_states_of_any_layer(
+    tiny_reader: Reader, num_layers: int, final_norm: bool
+) -> None:
+    """Of the last layer, too, whose states the reader itself gives out with its final norm."""
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, num_layers, final_norm=final_norm)
+    seen: list[Tensor] = []
+    block = blocks(tiny_reader.model.get_decoder())[num_layers - 1]
+    handle = block.register_forward_hook(
+        lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    ids = tiny_reader.encode("The ferry left at seven, and by noon the island was a grey line.")
+    with torch.inference_mode():
+        tiny_reader.model.get_decoder()(input_ids=ids[None])
+        added = embedder(ids[None]) - tiny_reader.embed_tokens(ids)
+    handle.remove()
+    lengths = [each.pow(2).mean(-1).sqrt().median() for each in (added, seen[0])]
+    assert 3 < float(lengths[0] / lengths[1]) < 5.5
+
+
+def test_measuring_a_start_draws_nothing_and_leaves_the_layers_as_they_are(
+    tiny_reader: Reader,
+) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    plain = ExtensibleEmbedder.from_reader(tiny_reader, 2, projection_start=1.0)
+    drawn = torch.get_rng_state()
+    torch.set_rng_state(state)
+    embedder = ExtensibleEmbedder.from_reader(tiny_reader, 2)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert embedder.layers.training == plain.layers.training
+
+
+def test_a_start_that_cannot_be_measured_is_told(tiny_reader: Reader) -> None:
+    model = copy.deepcopy(tiny_reader.model)
+    with torch.no_grad():
+        for block in blocks(model.get_decoder()):
+            block.mlp.down_proj.weight.fill_(float("nan"))
+    broken = Reader(model, tiny_reader.tokenizer, name="broken")
+    with pytest.raises(InputError, match="those of 'broken' after layer 1 .* nan"):
+        ExtensibleEmbedder.from_reader(broken, 1)
+    ExtensibleEmbedder.from_reader(broken, 1, projection_start=1.0)
 
 
 def test_a_trained_residual_does_not(tiny_embedder: ExtensibleEmbedder, token_ids: Tensor) -> None:

@@ -18,7 +18,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from .layers import copy_layers, final_norm_name, first_layers
 from .picked import computes_only
 from .reader import Reader
 from .source import GivenText
-from .start import measured_start
+from .start import LARGEST_START, measured_start
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
@@ -66,8 +65,13 @@ class EmbedderConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} is a whole number, 1 or more, but it is {value!r}.")
         start = self.projection_start
-        if isinstance(start, bool) or not isinstance(start, int | float) or not 0 <= start < inf:
-            raise InputError(f"projection_start is a number, 0 or more, but it is {start!r}.")
+        number = isinstance(start, int | float) and not isinstance(start, bool)
+        if not (number and 0 <= start <= LARGEST_START):
+            raise InputError(
+                f"projection_start is a number, 0 or more and {LARGEST_START:g} at most, but it is "
+                f"{start!r}."
+            )
+        object.__setattr__(self, "projection_start", float(start))  # 4 and 4.0 are one embedder's
         if start and not self.residual:
             raise InputError(
                 "A projection starts where there is one, but residual is false and "
@@ -144,7 +148,8 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
 
         Raises:
             InputError: a value is out of range, the reader has fewer layers, none with attention,
-                or none whose weights are kept as floats; or there is no projection to start.
+                or none whose weights are kept as floats; or there is no projection to start, or it
+                cannot be measured where.
         """
         config = EmbedderConfig(
             num_layers=num_layers,
@@ -152,7 +157,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
             down_sampling=down_sampling,
             residual=residual,
             final_norm=final_norm,
-            projection_start=projection_start or 0.0,
+            projection_start=0.0 if projection_start is None else projection_start,
         )
         embedder = cls(config, reader)
         if projection_start is None and residual:

@@ -372,7 +372,7 @@ def test_logs_say_what_happened_without_what_was_sent(
         LOGGER.setLevel(level)
     logged = [json.loads(line) for line in lines]
     assert secret not in "".join(lines)
-    assert [each["status"] for each in logged] == [201, 200, 200, 500, 200]
+    assert [each["status"] for each in logged] == [201, 200, 200, 500, 500]
     assert logged[0]["route"] == "/v1/contexts"
     assert logged[2]["new_tokens"] == 8
     assert logged[3]["error"] == logged[4]["error"] == "ValueError"

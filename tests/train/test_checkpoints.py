@@ -16,7 +16,8 @@ import torch
 from conftest import byte_tokenizer, tiny_llama
 from transformers import TrainerCallback
 
-from extensible_embedding import Reader
+from extensible_embedding import ExtensibleEmbedder, Reader
+from extensible_embedding.checkpoint import CONFIG
 from extensible_embedding.errors import CheckpointError, ConfigError, MismatchError, StorageError
 from extensible_embedding.train import checkpoints
 from extensible_embedding.train.checkpoints import last_checkpoint
@@ -86,6 +87,30 @@ def test_what_must_stay_the_same(
     changed = dataclasses.replace(stopped, **{field: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=f"`{name}` was .* another output_dir with init_from"):
         train(changed, reader=reader)
+
+
+def test_a_run_of_before_projections_had_a_start_goes_on_as_it_began(
+    stopped: TrainConfig, reader: Reader
+) -> None:
+    """Its embedder's configuration does not say where: at 0, or what it started with is in P."""
+    checkpoint = last_checkpoint(stopped.output_dir)
+    path = Path(str(checkpoint)) / "embedder" / CONFIG
+    saved = json.loads(path.read_text())
+    del saved["embedder"]["projection_start"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match="`projection_start` was 0.0 .* and is 2.0 now"):
+        train(dataclasses.replace(stopped, projection_start=2.0), reader=reader)
+    trained = ExtensibleEmbedder.from_pretrained(train(stopped, reader=reader), reader)
+    assert trained.config.projection_start == 0.0
+
+
+def test_where_a_projection_started_is_not_measured_again(
+    stopped: TrainConfig, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another dtype or device may round it otherwise."""
+    monkeypatch.setattr("extensible_embedding.embedder.measured_start", lambda *_: 99.0)
+    trained = ExtensibleEmbedder.from_pretrained(train(stopped, reader=reader), reader)
+    assert 0 < trained.config.projection_start < 99
 
 
 def test_other_data_are_refused(stopped: TrainConfig, reader: Reader, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "down_sampling": ["median", ""],
     "residual": [*NOT_FLAGS, None],
     "final_norm": [*NOT_FLAGS, None],
-    "projection_start": [value for value in NOT_NUMBERS if value is not None],
+    "projection_start": [1e7, *(value for value in NOT_NUMBERS if value is not None)],
     "scale_factors": NOT_LISTS_OF_COUNTS,
     "instance_tokens": [*NOT_LISTS_OF_COUNTS, [100]],
     "chunk_tokens": NOT_LISTS_OF_COUNTS,

@@ -33,6 +33,7 @@ from .table import AblationRecord
 from .variants import (
     BASELINE,
     VARIANTS,
+    VERSION,
     Ablation,
     baseline_config,
     check_variant,
@@ -142,6 +143,7 @@ def _belongs_to(
         **{name: value for name, value in settings.items() if name not in _NOT_SHAPING},
         "reader": reader.fingerprint,
         "budget_tokens": budget_tokens,
+        "version of the variants": VERSION,
         **{f"evaluation {name}": value for name, value in measured.items()},
     }
 

@@ -61,6 +61,8 @@ _ONE_STREAM = {"one_stream": True}
 _PLAIN = {"residual": False, "projection_start": None}
 _TOKEN_START = {"residual": True, "projection_start": 0.0}
 _HIDDEN_START = {"residual": True, "projection_start": None}
+VERSION = 2
+"""Raised when a variant of some name becomes another one: its figures do not stand beside it."""
 VARIANTS: tuple[Ablation, ...] = (
     *map(_sampling, ("strided", "mean", "terminal", "random")),
     *map(_layers, (4, 8, 12)),

@@ -70,7 +70,7 @@ class Journal:
                 f"{str(path)!r} is no journal of an evaluation ({error}); choose another file."
             ) from error
         for name in wanted:
-            if found.get(name) != wanted[name]:
+            if name not in found or found[name] != wanted[name]:
                 raise InputError(
                     f"{str(path)!r} was begun with {name} {found.get(name)!r}, but now it is "
                     f"{wanted[name]!r}; go on with the same settings, delete it, or choose another "

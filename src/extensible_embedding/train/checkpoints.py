@@ -44,6 +44,7 @@ _SHAPING = (
     "sequence_places",
     "batch_size",
 )
+_START = "projection_start"
 _ACCUMULATION, _NUM_PROCESSES = "gradient_accumulation_steps", "number of processes"
 _STEP_BATCHES = f"{_ACCUMULATION} x {_NUM_PROCESSES}"
 
@@ -83,13 +84,24 @@ def check_goes_on(
     with damage_named(checkpoint):
         saved = read_json(checkpoint / "embedder" / CONFIG, "an embedder")
         made_for = dict(saved["reader"])
-        architecture = {"projection_start": 0.0, **saved["embedder"]}  # older ones hold it in P
+        architecture = {_START: _start_of(saved), **saved["embedder"]}
         before = {}
         if (checkpoint / SETTINGS).is_file():  # older checkpoints have none
             before = _as_now(read_json(checkpoint / SETTINGS, "the settings of a run"))
     check_reader(made_for, embedder.reader, derivative=False, name=str(checkpoint))
     _check_same(_as_settings(architecture), _as_settings(asdict(embedder.config)), checkpoint)
     _check_same(before, settings, checkpoint)
+
+
+def projection_start_of(checkpoint: str | Path) -> float:
+    """Where the projection of a run started; raises CheckpointError if that cannot be read."""
+    with damage_named(Path(checkpoint)):
+        return _start_of(read_json(Path(checkpoint) / "embedder" / CONFIG, "an embedder"))
+
+
+def _start_of(saved: dict[str, Any]) -> float:
+    """Of a saved configuration; earlier versions have it in the weights, if at all."""
+    return float(saved["embedder"].get(_START, 0.0))
 
 
 def _as_now(saved: dict[str, Any]) -> dict[str, Any]:

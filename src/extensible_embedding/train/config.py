@@ -17,6 +17,7 @@ import yaml
 
 from ..downsampling import DOWN_SAMPLINGS
 from ..errors import ConfigError, InputError
+from ..start import LARGEST_START
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,9 @@ RANGES: dict[str, Range] = {
     ),
     "residual": _FLAG,
     "final_norm": _FLAG,
-    "projection_start": _or_null(_number("a number, 0 or more", lambda value: value >= 0)),
+    "projection_start": _or_null(
+        _number("a number, 0 or more and 1e6 at most", lambda value: 0 <= value <= LARGEST_START)
+    ),
     "scale_factors": _COUNTS,
     "instance_tokens": _COUNTS,
     "chunk_tokens": _COUNTS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from ..loading import default_device, default_dtype
 from ..reader import Reader
@@ -18,6 +19,14 @@ from .sharding import launched_plain, sharding
 def processes(device: torch.device) -> PartialState:
     """The processes that train together, one a device, and which of them this one is."""
     return PartialState(cpu=device.type == "cpu")
+
+
+def agreed(value: float, device: torch.device) -> float:
+    """The first process's value: others may have measured it on another device."""
+    if processes(device).num_processes == 1:
+        return value
+    values: list[float] = broadcast_object_list([value])
+    return values[0]
 
 
 def is_first_process() -> bool:

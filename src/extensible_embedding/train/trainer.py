@@ -31,6 +31,7 @@ from .checkpoints import (
     check_goes_on,
     damage_named,
     last_checkpoint,
+    projection_start_of,
     shaping_settings,
     whole_checkpoint,
 )
@@ -40,7 +41,7 @@ from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
 from .packed_batches import collate_packed
 from .packing import MOST_PIECES, PackedSequences, check_packs
-from .processes import load_reader, processes
+from .processes import agreed, load_reader, processes
 from .question_cache import tokenize_questions
 from .questions import Mixed, Questions, collate
 from .sharded_trainer import ShardedTrainer
@@ -317,8 +318,12 @@ def train(
         check_compiler(reader.device if reader else default_device())
     reader = reader or load_reader(config)
     torch.manual_seed(config.seed)
-    embedder = build(config, reader)
     checkpoint = last_checkpoint(config.output_dir)
+    if checkpoint is not None and config.projection_start is None and config.residual:
+        config = replace(config, projection_start=projection_start_of(checkpoint))
+    embedder = build(config, reader)
+    start = agreed(embedder.config.projection_start, reader.device)
+    embedder.config = replace(embedder.config, projection_start=start)
     if checkpoint is not None:
         num_processes = processes(reader.device).num_processes
         check_goes_on(checkpoint, embedder, shaping_settings(config, num_processes))
