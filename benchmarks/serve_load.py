@@ -133,7 +133,8 @@ async def ask(client: httpx2.AsyncClient, options: argparse.Namespace, tally: Ta
             if "error" in event:
                 tally.failed(event["error"]["message"])
                 return
-            first = first or time.monotonic() - start
+            if any(choice["delta"].get("content") for choice in event["choices"]):
+                first = first or time.monotonic() - start  # the first event names the role alone
             usage = event.get("usage") or usage
     if usage is None:
         tally.failed("no usage")

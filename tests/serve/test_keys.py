@@ -42,6 +42,8 @@ def test_one_key_of_several_has_half_of_the_requests_unless_it_says_more(tmp_pat
     path.write_text(f"- name: alice\n  key: {SECRET}\n{more}", encoding="utf-8")
     found = [read_keys(path, limits).client(f"Bearer {each}") for each in (SECRET, OTHER)]
     assert [each.limits.max_concurrent for each in found] == [4, 8]
+    assert read_keys(path, limits).share(16) == 8
+    assert Keys().share(16) == 16
 
 
 @pytest.mark.parametrize(

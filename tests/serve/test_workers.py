@@ -19,7 +19,8 @@ class Gated:
     """A worker whose first job waits until it is let go; the others say that they ran."""
 
     def __init__(self, most: int = 16) -> None:
-        self.worker, self.go, self.ran = Worker("test", most), threading.Event(), list[str]()
+        self.worker = Worker("test", most, most // 2)
+        self.go, self.ran = threading.Event(), list[str]()
         self.tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
@@ -79,7 +80,7 @@ def test_jobs_of_one_client_keep_their_order() -> None:
     assert ran(test) == ["0", "1", "2", "3"]
 
 
-def test_a_key_has_half_of_the_places_and_others_the_rest() -> None:
+def test_a_key_has_its_share_of_the_places_and_others_the_rest() -> None:
     async def test(gated: Gated) -> None:
         await gated.ask("alice", ALICE)
         with pytest.raises(ApiError, match="2 jobs of a key at most wait for the test"):

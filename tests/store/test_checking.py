@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,28 @@ def test_every_flipped_bit_is_found(full: ContextStore, seed: int) -> None:
     flip(path, seed)
     faults = verify(full)
     assert [fault.file for fault in faults] == [path.name]
+
+
+def test_damage_is_found_after_segments_were_merged_and_not_given_a_hash_of_its_own(
+    store: ContextStore, embedder: ExtensibleEmbedder
+) -> None:
+    """A bit of the rows alone: it spoils neither size, nor header, nor token ids."""
+    text = text_of(320)
+    store.add("novel", text[:64], embedder)
+    (path,) = files(store, ".safetensors")
+    whole = store["novel"].context().rows
+    data = bytearray(path.read_bytes())
+    header_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_bytes])
+    data[8 + header_bytes + header["rows"]["data_offsets"][0]] ^= 1
+    path.write_bytes(data)
+    for start in range(64, len(text), 32):
+        store.append("novel", text[start : start + 32], embedder)
+        assert [fault.file for fault in verify(store)] == [path.name]
+    assert repair(store, embedder) == []
+    assert torch.equal(store["novel"].context().rows[: len(whole)], whole)
+    store.append("novel", text_of(40), embedder)
+    assert verify(store) == []
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])

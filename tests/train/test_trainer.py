@@ -176,6 +176,8 @@ def test_an_architecture_beside_init_from_is_refused(config: TrainConfig, reader
     assert build(dataclasses.replace(again, num_layers=8), reader).config.num_layers == 2
     with pytest.raises(ConfigError, match="has `num_layers` 2, but .* says 3; leave `num_layers`"):
         train(dataclasses.replace(again, num_layers=3), reader=reader)
+    with pytest.raises(ConfigError, match="says 99.0; leave `projection_start`"):
+        train(dataclasses.replace(again, projection_start=99.0), reader=reader)
 
 
 def test_another_down_sampling_begins_with_the_same_weights(

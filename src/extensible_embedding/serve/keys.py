@@ -65,6 +65,10 @@ class Keys:
         """Whether a request needs a key."""
         return bool(self._keys)
 
+    def share(self, most: int) -> int:
+        """How many of so many places one key may take: all if it is the only one, else half."""
+        return max(1, most // 2) if len(self._keys) > 1 else most
+
     def client(self, authorization: str | None) -> Client:
         """Who sends a request with this Authorization header.
 
@@ -113,7 +117,7 @@ def read_keys(path: Path, limits: Limits) -> Keys:
             f"A file of keys is a list of `- name: ...` and `key: ...`, but {str(path)!r} is not; "
             "see docs/serving.md."
         )
-    if len(entries) > 1:  # no key alone takes every place
+    if len(entries) > 1:  # no key alone takes every place, see `Keys.share`
         half = max(1, limits.max_concurrent // 2)
         limits = dataclasses.replace(limits, max_concurrent=half)
     keys = [_key(entry, number, limits) for number, entry in enumerate(entries, 1)]

@@ -46,13 +46,20 @@ class Parsing:
 
     Args:
         settings: what a file may take, and how many wait.
+        share: of these, the most of one key; by default all.
         program: that reads, with the arguments of `parser`.
     """
 
     name = "parsing"
 
-    def __init__(self, settings: ServeSettings, program: tuple[str, ...] = _PROGRAM) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        share: int | None = None,
+        program: tuple[str, ...] = _PROGRAM,
+    ) -> None:
         self.jobs, self.program = 0, program
+        self._share = settings.max_queued if share is None else share
         self._of_key: Counter[str] = Counter()
         self._settings = settings
         self._places = asyncio.Semaphore(settings.max_parsing)
@@ -75,7 +82,7 @@ class Parsing:
         Args:
             content: of the file.
             name: of it, one that a file can have (`file_name`).
-            client: who sends it; one key of several takes half of the places at most.
+            client: who sends it.
         """
         async with self._place(client):
             with tempfile.TemporaryDirectory(prefix="extensible-") as folder:
@@ -92,9 +99,8 @@ class Parsing:
         most = self._settings.max_queued
         if self.jobs >= most:
             raise busy(f"{most} files at most wait to be read")
-        share = max(1, most // 2) if client.name else most
-        if self._of_key[client.name] >= share:
-            raise busy(f"{share} files of a key at most wait to be read")
+        if self._of_key[client.name] >= self._share:
+            raise busy(f"{self._share} files of a key at most wait to be read")
         self.jobs += 1
         self._of_key[client.name] += 1
         try:

@@ -78,12 +78,13 @@ class Service:
         # A tokenizer changes while it works: each thread has its own, the embedder's the first.
         self.reader = _with_own_tokenizer(reader)
         self._decoding = _with_own_tokenizer(reader)
+        share = self.keys.share(self.settings.max_queued)
         self.slots = Slots(self.settings.max_requests)
         self.reading = Worker("reading", self.settings.max_requests)
         self.reading_long = Worker("reading-long", self.settings.max_requests)
         self.looking = Worker("looking", self.settings.max_requests)
-        self.embedding = Worker("embedder", self.settings.max_queued)
-        self.parsing = Parsing(self.settings)
+        self.embedding = Worker("embedder", self.settings.max_queued, share)
+        self.parsing = Parsing(self.settings, share)
         self.library = Library(store, embedder, self.settings, self.looking, self.embedding)
         made, ranker = Made(self.settings.cache_bytes), ByWords(self.settings.index_bytes)
         short, long = (

@@ -30,11 +30,13 @@ class Worker:
 
     Args:
         name: for people who look at threads.
-        most: jobs that run or wait; of one key of several, half as many.
+        most: jobs that run or wait.
+        share: of these, the most of one key; by default all.
     """
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, most: int, share: int | None = None) -> None:
         self.name, self.most, self.jobs = name, most, 0
+        self.share = most if share is None else share
         self._progress = ("", 0, 0)
         """Of the job that runs: whose it is, how much of how much is done."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -57,11 +59,10 @@ class Worker:
             ApiError: 429, too many wait.
         """
         owner = client.name if client is not None else ""
-        share = max(1, self.most // 2) if owner else self.most
-        if not first and self._of_key[owner] >= share:
-            raise busy(f"{share} jobs of a key at most wait for the {self.name}")
         if not first and self.jobs >= self.most:
             raise busy(f"{self.most} jobs at most wait for the {self.name}")
+        if not first and self._of_key[owner] >= self.share:
+            raise busy(f"{self.share} jobs of a key at most wait for the {self.name}")
         loop = asyncio.get_running_loop()
         future: Future[_Value] = Future()
         self.jobs += 1
@@ -118,8 +119,9 @@ class Worker:
                 return
             owner, queue = next(iter(self._waiting.items()))
             future, job = queue.popleft()
-            self._waiting.move_to_end(owner)
-            if not queue:
+            if queue:
+                self._waiting.move_to_end(owner)
+            else:
                 del self._waiting[owner]
         if not future.set_running_or_notify_cancel():
             return

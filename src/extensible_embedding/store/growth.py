@@ -22,6 +22,7 @@ from ..downsampling import down_sampling
 from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import InputError
 from ..reader import Reader
+from .files import is_whole
 from .manifest import Settings
 from .segment import Content, OpenSegment, Segment, all_finite, chain, keep, write_segment
 from .stored import StoredContext
@@ -162,7 +163,8 @@ def reopened(reader: Reader, tail: OpenSegment, text: str) -> Piece:
 def merged(stored: StoredContext, segments: Sequence[Segment]) -> list[Segment]:
     """Segments with small neighbours made one, so that their number grows as a logarithm.
 
-    A segment is merged into the one before it while that is less than twice as long.
+    A segment is merged into the one before it while that is less than twice as long, and both are
+    whole: what is damaged stays as it is, to be found, and does not get a new hash.
 
     Args:
         stored: the context that they are to be of.
@@ -171,7 +173,7 @@ def merged(stored: StoredContext, segments: Sequence[Segment]) -> list[Segment]:
     tail = list(segments[-1:]) if unfinished(segments, stored.settings.chunk_tokens) else []
     whole = list(segments[: len(segments) - len(tail)])
     folder = stored.place.folder / stored.folder
-    while len(whole) > 1 and _worth_merging(*whole[-2:]):
+    while len(whole) > 1 and _worth_merging(*whole[-2:]) and _are_whole(folder, whole[-2:]):
         pair = [stored.opened(each) for each in whole[-2:]]
         whole[-2:] = [write_segment(folder, joined(pair), whole[-1].chain)]
     return whole + tail
@@ -180,6 +182,11 @@ def merged(stored: StoredContext, segments: Sequence[Segment]) -> list[Segment]:
 def _worth_merging(one: Segment, other: Segment) -> bool:
     together = one.num_tokens + other.num_tokens
     return one.num_tokens < 2 * other.num_tokens and together <= MERGED_TOKENS
+
+
+def _are_whole(folder: Path, segments: Sequence[Segment]) -> bool:
+    files = (file for each in segments for file in (each.rows_file, each.text_file))
+    return all(is_whole(folder / file) for file in files)
 
 
 def joined(parts: Sequence[OpenSegment]) -> Content:
