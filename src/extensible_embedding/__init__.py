@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .errors import (
+    BusyError,
     CheckpointError,
     ConfigError,
     EngineError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "AnswerStream",
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "Context",

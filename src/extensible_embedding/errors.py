@@ -10,6 +10,7 @@ received and what to do next; `exit_code` is what the command line returns.
     |-- CheckpointError        4   saved rows or weights are damaged, incomplete or unsafe
     |-- MismatchError          5   rows, embedder and reader do not belong together
     |-- StorageError           6   the disk refused: full, read-only, no permission
+    |   `-- BusyError          6   another process is changing the same context
     |-- MissingExtraError      7   an optional dependency is not installed (also ImportError)
     `-- EngineError            9   what runs the reader failed, refused or is gone
 """
@@ -61,6 +62,10 @@ class StorageError(ExtensibleError):
     """The disk refused: full, read-only or no permission. Nothing half-written is left."""
 
     exit_code = 6
+
+
+class BusyError(StorageError):
+    """Another process is changing the same context, or has all of the store."""
 
 
 class MissingExtraError(ExtensibleError, ImportError):

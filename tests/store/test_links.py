@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from extensible_embedding import ExtensibleEmbedder
-from extensible_embedding.errors import InputError, StorageError
-from extensible_embedding.store.files import writing
+from extensible_embedding.errors import BusyError, InputError, StorageError
+from extensible_embedding.store.locks import locked_store
 from extensible_embedding.store.manifest import MANIFEST
 from extensible_embedding.store.store import ContextStore
 
@@ -94,7 +94,7 @@ def test_a_file_named_lock_keeps_what_it_holds(
     (tmp_path / "lock").write_text("my door codes")
     store = ContextStore(tmp_path, wait_s=0.1)
     store.add("novel", TEXT, embedder)
-    with writing(tmp_path, 0.1), refused(StorageError, "for 0.1 seconds"):
+    with locked_store(tmp_path, 0.1), refused(BusyError, "for 0.1 seconds"):
         store.append("novel", "x", embedder)
     store.append("novel", "x", embedder)
     assert (tmp_path / "lock").read_text() == "my door codes"

@@ -13,7 +13,6 @@ from extensible_embedding import Context, ExtensibleEmbedder, Reader
 from extensible_embedding.errors import CheckpointError, InputError, MismatchError, StorageError
 from extensible_embedding.store import files as files_module
 from extensible_embedding.store import growth
-from extensible_embedding.store.files import writing
 from extensible_embedding.store.store import ContextStore
 
 from .conftest import NON_ASCII, text_of
@@ -283,18 +282,6 @@ def test_arguments_that_cannot_be_kept(store: ContextStore, embedder: Extensible
         store.open("NOVEL")
     with pytest.raises(InputError, match="it is empty; give some"):
         store.append("novel", "", embedder)
-
-
-def test_another_writer_waits_and_is_told(
-    store: ContextStore, embedder: ExtensibleEmbedder
-) -> None:
-    store.add("novel", text_of(40), embedder)
-    with (
-        writing(store.place.folder, 1.0),
-        pytest.raises(StorageError, match=r"for 0.2 seconds; try again"),
-    ):
-        ContextStore(store.place.name, wait_s=0.2).append("novel", "x", embedder)
-    store.append("novel", "x", embedder)
 
 
 def test_a_failing_change_leaves_the_store_as_it_was(

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..context import Context
 from ..embedder import ExtensibleEmbedder
+from ..errors import BusyError
 from ..store.manifest import Manifest
 from ..store.names import check_name, is_name, name_key
 from ..store.reading import lazy_context
@@ -69,8 +70,8 @@ class Library:
         store: where they are.
         embedder: makes their rows.
         settings: at which k, and how many.
-        looking: thread that looks things up.
-        embedding: thread that changes the store.
+        looking: thread that looks things up, and removes.
+        embedding: thread that changes the store otherwise.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Library:
         embedding: Worker,
     ) -> None:
         self.store, self.embedder, self.settings = store, embedder, settings
+        self._at_once = ContextStore(store.place.name, wait_s=0.0)
         self._looking, self._embedding = looking, embedding
 
     async def add(
@@ -142,13 +144,19 @@ class Library:
         return await self._embedding.run_stoppable(job, client)
 
     async def delete(self, client: Client, name: str) -> None:
-        """Removes a context; raises as `append`."""
+        """Removes a context; raises as `append`.
 
-        def job() -> None:
+        Without waiting for a text that is being read, unless that is this context's.
+        """
+
+        def job(store: ContextStore) -> None:
             self._check_own(client, name)
-            self.store.delete(_own(client, name))
+            store.delete(_own(client, name))
 
-        await self._embedding.run(job, client, first=True)
+        try:
+            await self._looking.run(lambda: job(self._at_once), client, first=True)
+        except BusyError:
+            await self._embedding.run(lambda: job(self.store), client, first=True)
 
     async def all(self, client: Client) -> list[Kept]:
         """All that a client may read, by name."""
@@ -250,7 +258,7 @@ class Library:
     ) -> None:
         """Raises ApiError unless the client may keep this text, too.
 
-        Exact, since the thread that asks is the one that changes the store.
+        Exact, since the thread that asks is the one that adds; what is removed makes room.
         """
         own, limits = self._kept_by(client), client.limits
         if is_new and len(own) >= limits.max_contexts:

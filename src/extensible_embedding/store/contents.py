@@ -24,7 +24,7 @@ def shared_segments(
     """Segments of a context that has just these chunks and settings, and is whole; None if none is.
 
     Args:
-        root: of the store, which nobody else changes meanwhile.
+        root: of the store.
         folder: of a context, which gets the files.
         end_chain: of all chunks.
         settings: of the rows.
@@ -33,8 +33,11 @@ def shared_segments(
         files = [root / folder_of(manifest.name) / each for each in manifest.files]
         same = (manifest.end_chain, manifest.settings) == (end_chain, settings)
         if same and all(map(is_whole, files)):
-            for file in files:
-                share(file, folder)
+            try:
+                for file in files:
+                    share(file, folder)
+            except FileNotFoundError:  # that context was changed meanwhile
+                continue
             return manifest.segments
     return None
 

@@ -1,8 +1,8 @@
-"""Files of a store: whole or not there, one writer at a time, here or behind a URL.
+"""Files of a store: whole or not there, here or behind a URL.
 
 In: bytes, or a function that writes a file. Out: that file under its final name, put there by one
-rename after it was flushed; an exclusive lock; the same files read through fsspec, where the place
-is a URL. Knows nothing of what the files hold.
+rename after it was flushed; the same files read through fsspec, where the place is a URL. Knows
+nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -12,29 +12,23 @@ import hashlib
 import os
 import re
 import shutil
-import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import torch
-from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 
 from ..errors import InputError, StorageError
 from ..folders import flush
 
-LOCK_FILE = "lock"
 TEMPORARY = ".tmp-"
 _BLOCK = 1 << 20
-_POLL_S = 0.05
-"""Between two tries to get a lock."""
 _BY_HASH = re.compile(r"[0-9a-f]{64}\.(safetensors|txt)")
 
 
@@ -166,50 +160,11 @@ def disk_faults(what: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _locked(path: Path, wait_s: float) -> Iterator[None]:
-    """Has the lock of a file, which goes with the process; what the file holds stays.
-
-    `FileLock` would empty the file, which may be somebody's; it serves where there is no `flock`.
-    """
-    if sys.platform == "win32":
-        with FileLock(path).acquire(timeout=wait_s):
-            yield
-        return
-    import fcntl
-
-    descriptor, until = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), None
-    try:
-        while True:
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            until = time.monotonic() + wait_s if until is None else until
-            if time.monotonic() >= until:
-                raise Timeout(str(path))
-            time.sleep(_POLL_S)
-        yield
-    finally:
-        os.close(descriptor)  # and the lock goes
-
-
-@contextmanager
-def writing(folder: Path, wait_s: float) -> Iterator[None]:
-    """Keeps other writers out. The lock of a process that dies goes with it.
-
-    Raises:
-        StorageError: another process kept writing for `wait_s` seconds, or the folder is read-only.
-    """
-    with ExitStack() as stack:
-        with disk_faults(str(folder)):
-            try:
-                stack.enter_context(_locked(folder / LOCK_FILE, wait_s))
-            except Timeout:
-                raise StorageError(
-                    f"One process at a time changes a store, but another one has been changing "
-                    f"{str(folder)!r} for {wait_s:g} seconds; try again when it is done."
-                ) from None
-        yield
+def make_folder(folder: Path) -> None:
+    """Makes a folder that stays, whatever happens to power."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        flush(folder.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:

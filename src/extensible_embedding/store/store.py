@@ -1,9 +1,9 @@
 """The store: a folder of compressed contexts that can be kept, grown and read at any k.
 
-In: texts and an embedder. Out: contexts by name. One process changes a store at a time, any number
-read it meanwhile. A change is committed by the rename of one manifest: whoever is killed before has
-changed nothing, whoever is killed after has changed all. What a broken change leaves behind is
-removed by the next change of the same context, and by `compact`.
+In: texts and an embedder. Out: contexts by name. One process changes a context at a time, others
+change others, and any number read all of them meanwhile. A change is committed by the rename of one
+manifest: whoever is killed before has changed nothing, whoever is killed after has changed all.
+What a broken change leaves behind is removed by the next one of that context, and by `compact`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import CheckpointError, ExtensibleError, InputError, MismatchError
 from ..folders import flush
 from .contents import shared_segments
-from .files import Place, disk_faults, is_left_over, write_whole, writing
+from .files import Place, disk_faults, is_left_over, make_folder, write_whole
 from .growth import chunk_chains, make_segments, merged, reopened, tokenized, unfinished
+from .locks import keys_of_locks, locked_contexts, locked_if_free, locked_store
 from .manifest import (
     LATEST_S,
     MANIFEST,
@@ -46,7 +47,7 @@ class ContextStore:
 
     Args:
         path: of the folder, which is made by the first change; or a URL of fsspec, to read.
-        wait_s: seconds to wait while another process changes the store.
+        wait_s: seconds to wait while another process changes the same context.
 
     Raises:
         InputError: the path is a file, or a URL that cannot be opened.
@@ -151,7 +152,8 @@ class ContextStore:
 
         Raises:
             InputError: an argument is not usable, or there is such a context.
-            StorageError: the disk refuses, or another process keeps writing.
+            StorageError: the disk refuses.
+            BusyError: another process keeps changing a context of that name.
         """
         check_text("A context's text", text)
         check_text("A context's title", title)
@@ -188,7 +190,7 @@ class ContextStore:
         Raises:
             InputError: there is no such context, or the text is empty.
             MismatchError: it was made with another embedder, reader or tokenizer.
-            StorageError: as `add`.
+            StorageError, BusyError: as `add`.
         """
         check_text("What is appended", text)
         if not text:
@@ -211,9 +213,9 @@ class ContextStore:
 
         Raises:
             InputError: there is no such context.
-            StorageError: as `add`.
+            StorageError, BusyError: as `add`.
         """
-        with self._writing() as root:
+        with self._locked(name) as root:
             # A manifest that cannot be read is of this name all the same: it stands in its folder.
             with suppress(CheckpointError, MismatchError):
                 self.manifest(name)
@@ -224,10 +226,10 @@ class ContextStore:
 
         Raises:
             InputError: there is no such context, or already one of the new name.
-            StorageError: as `add`.
+            StorageError, BusyError: as `add`.
         """
         check_name(new_name)
-        with self.changing(name) as folder:
+        with self.changing(name, also=new_name) as folder:
             manifest = self.manifest(name)
             target = self.place.folder / folder_of(new_name)
             if target != folder:
@@ -242,31 +244,40 @@ class ContextStore:
             return self.commit(renamed, manifest.segments)
 
     def compact(self) -> None:
-        """Removes what changes that were broken off have left behind.
+        """Removes what changes that were broken off have left behind; those that go on stay.
 
         Raises:
-            StorageError: as `add`.
+            StorageError: the disk refuses.
+            BusyError: another process does this for long.
         """
-        with self._writing() as root:
-            for folder in sorted((root / CONTEXTS).iterdir()):
-                self._clean(folder)
+        with self._made() as root, locked_store(root, self.wait_s):
+            folders = {path.name for path in (root / CONTEXTS).iterdir()}
+            for key in sorted({*filter(is_folder, folders), *keys_of_locks(root)}):
+                with locked_if_free(root, key) as free:
+                    if free:
+                        self._clean(root / CONTEXTS / key)
 
     @contextmanager
-    def changing(self, name: str, *, new: bool = False) -> Iterator[Path]:
-        """Yields a context's folder, for whoever changes it; others wait meanwhile.
+    def changing(self, name: str, *, new: bool = False, also: str = "") -> Iterator[Path]:
+        """Yields a context's folder, for whoever changes it; others of the same wait meanwhile.
+
+        Args:
+            name: of the context.
+            new: whether it is not there yet.
+            also: another name that is taken by this change.
 
         Raises:
             InputError: there is no such context, or, if it is to be a new one, there is.
-            StorageError: as `add`.
+            StorageError, BusyError: as `add`.
         """
-        with self._writing() as root:
+        with self._locked(*filter(None, (name, also))) as root:
             if new:
                 self._check_new(name)
             else:
                 self.manifest(name)
             folder = _own(root / folder_of(name))
             self._clean(folder)
-            _make(folder)
+            make_folder(folder)
             try:
                 yield folder
             finally:
@@ -290,12 +301,16 @@ class ContextStore:
         write_whole(self.place.folder / folder / MANIFEST, data)
 
     @contextmanager
-    def _writing(self) -> Iterator[Path]:
+    def _made(self) -> Iterator[Path]:
         root = self.place.folder
         with disk_faults(str(root)):
-            _make(root / CONTEXTS)
-            with writing(root, self.wait_s):
-                yield root
+            make_folder(root / CONTEXTS)
+            yield root
+
+    @contextmanager
+    def _locked(self, *names: str) -> Iterator[Path]:
+        with self._made() as root, locked_contexts(root, list(map(check_name, names)), self.wait_s):
+            yield root
 
     def _clean(self, folder: Path) -> None:
         """Removes a store's files that the context's manifest does not name, or that has none.
@@ -380,10 +395,3 @@ def _check_free(folder: Path) -> None:
 def _now() -> float:
     """Seconds since 1970, of a clock however wrong."""
     return min(max(time.time(), 0.0), LATEST_S)
-
-
-def _make(folder: Path) -> None:
-    """Makes a folder that stays, whatever happens to power."""
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        flush(folder.parent)
