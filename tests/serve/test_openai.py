@@ -29,6 +29,7 @@ def test_models_are_listed(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "extensible"
     assert client.models.retrieve("extensible") == model
+    assert (model.k, model.chunk_tokens) == (4, 64)
     with pytest.raises(openai.NotFoundError, match="extensible"):
         client.models.retrieve("other")
 
@@ -80,6 +81,23 @@ def test_a_stream_holds_the_same_text(
     assert pieces[0].choices[0].delta.role == "assistant"
     assert [each.choices[0].finish_reason for each in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_every_event_says_what_was_read_if_asked(client: OpenAI) -> None:
+    asked = {"model": "extensible", "max_tokens": 4, "stream": True}
+    options = {"stream_options": {"continuous_usage_stats": True}}
+    for chunks in (
+        list(client.chat.completions.create(**asked, **options, messages=[QUESTION])),
+        list(client.completions.create(**asked, **options, prompt="It is a truth")),
+    ):
+        used = [each.usage.model_dump() for each in chunks]
+        assert {each["extensible"]["rows"] for each in used} == {used[0]["prompt_tokens"]}
+        written = [each["completion_tokens"] for each in used]
+        assert written == sorted(written)
+        assert written[-1] == 4
+        assert all(each.choices for each in chunks)  # none is for usage alone
+    quiet = client.chat.completions.create(**asked, messages=[QUESTION])
+    assert all(each.usage is None for each in quiet)
 
 
 def test_a_message_longer_than_the_window_is_compressed(client: OpenAI, text: str) -> None:

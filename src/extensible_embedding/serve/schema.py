@@ -66,6 +66,9 @@ class StreamOptions(Given):
     """What a stream holds beside the answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="Say with every event what was read, and how much is written."
+    )
     include_obfuscation: Unused = None
 
 
@@ -251,7 +254,9 @@ class Model(BaseModel):
     reader: str = Field(description="The language model that answers.")
     engine: str = Field(description="What runs it.")
     window: int = Field(description="Rows that it may hold.")
+    k: int = Field(description="Tokens per row, as contexts are kept.")
     max_k: int = Field(description='Most tokens per row that "auto" takes.')
+    chunk_tokens: int = Field(description="Tokens that become rows together.")
 
 
 class ModelList(BaseModel):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from extensible_embedding.serve.service import Service
 
@@ -53,6 +53,26 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     yield page
     context.close()
     assert faults == []
+
+
+def upload(page: Page, book: Path) -> None:
+    """Adds a file, and waits until it is there."""
+    page.set_input_files("#file", book)
+    expect(page.locator("#documents li")).to_have_count(1)
+    expect(page.locator("#work")).to_be_hidden()
+
+
+def ask(page: Page, question: str = "Who went up the hill?") -> None:
+    """Asks, and waits for all of the answer."""
+    page.fill("#question", question)
+    page.click("#ask")
+    expect(page.locator("#ask")).to_be_enabled(timeout=30_000)
+
+
+def numbers(page: Page, article: str) -> dict[str, str]:
+    """The numbers of an answer by their names."""
+    terms = page.locator(f"#{article} .numbers dt").all_inner_texts()
+    return dict(zip(terms, page.locator(f"#{article} .numbers dd").all_inner_texts(), strict=True))
 
 
 @pytest.fixture

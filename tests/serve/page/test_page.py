@@ -12,25 +12,9 @@ from extensible_embedding import ContextStore
 from extensible_embedding.serve.keys import Client, Key, Keys
 
 from ..conftest import Make, SimpleEngine, serving
+from .conftest import ask, numbers, upload
 
 pytestmark = pytest.mark.browser
-
-
-def upload(page: Page, book: Path) -> None:
-    page.set_input_files("#file", book)
-    expect(page.locator("#documents li")).to_have_count(1)
-    expect(page.locator("#work")).to_be_hidden()
-
-
-def ask(page: Page, question: str = "Who went up the hill?") -> None:
-    page.fill("#question", question)
-    page.click("#ask")
-    expect(page.locator("#ask")).to_be_enabled(timeout=30_000)
-
-
-def numbers(page: Page, article: str) -> dict[str, str]:
-    terms = page.locator(f"#{article} .numbers dt").all_inner_texts()
-    return dict(zip(terms, page.locator(f"#{article} .numbers dd").all_inner_texts(), strict=True))
 
 
 def test_an_uploaded_file_is_chosen_and_stands_in_the_window(

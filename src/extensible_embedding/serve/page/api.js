@@ -2,6 +2,7 @@
 // Knows nothing of what is shown.
 
 const KEY = "extensible-key";
+const USAGE = { include_usage: true, continuous_usage_stats: true };
 
 export class Refusal extends Error {
   constructor(status, message, code) {
@@ -82,23 +83,24 @@ export function textOf(name, start, size) {
   return json(`${at(name)}/text?start_byte=${from}&num_bytes=${Math.max(4, Math.floor(size))}`);
 }
 
-// Calls onText with every piece; gives usage, citations and the time to the first piece.
-export async function chat(body, signal, onText) {
+// Calls onEvent with each piece of text and with what is known so far: usage, as the server counts
+// it with every event, citations, and when the first and the last piece came.
+export async function chat(body, signal, onEvent) {
   const asked = performance.now();
-  const whole = { ...body, stream: true, stream_options: { include_usage: true } };
+  const whole = { ...body, stream: true, stream_options: USAGE };
   const answer = await call("v1/chat/completions", posted(whole, signal));
   const found = { usage: null, citations: [], firstMs: null, lastMs: null };
   for await (const event of events(answer.body)) {
     if (event.error) throw new Refusal(500, event.error.message, event.error.code);
-    const text = event.choices?.[0]?.delta?.content;
+    const text = event.choices?.[0]?.delta?.content ?? "";
     if (text) {
-      found.firstMs ??= performance.now() - asked;
-      onText(text);
+      found.lastMs = performance.now() - asked;
+      found.firstMs ??= found.lastMs;
     }
     found.usage = event.usage ?? found.usage;
     found.citations = event.extensible?.citations ?? found.citations;
+    onEvent(text, found);
   }
-  found.lastMs = performance.now() - asked;
   return found;
 }
 

@@ -1,13 +1,12 @@
 // The page: documents in, their rows in the window, a question, two answers, their sources.
 // What the server says goes into the page as text, never as markup.
 
+import { empty, part, showMemory, showNumbers, showSources } from "./answer.js";
 import * as api from "./api.js";
-import { draw, rowsAt } from "./strip.js";
+import { TALK_ROWS, answerTokens, fill, fillWords, scaleFactors } from "./fill.js";
+import { draw } from "./strip.js";
 
 const $ = (id) => document.getElementById(id);
-const NEW_TOKENS = 256;
-const TALK_ROWS = 64; // of chat template and question, until the server says how many
-const AROUND_BYTES = 4000; // of text that is shown on either side of a source
 const SAVED = "extensible-page";
 
 const state = {
@@ -172,78 +171,21 @@ async function addFiles(files) {
 
 // The window
 
-function scaleFactors() {
-  const kept = Math.max(1, ...chosen().map((each) => each.k));
-  const most = state.model?.max_k ?? 64;
-  const found = ["auto", 1];
-  for (let k = kept > 1 ? kept : 2; k <= most; k *= 2) found.push(k);
-  return found;
-}
-
-function smallest(room) {
-  const factors = scaleFactors().slice(1);
-  return factors.find((k) => rowsAt(chosen(), k) <= room) ?? factors[factors.length - 1];
-}
-
-function windowState() {
-  const documents = chosen();
-  const size = state.model?.window ?? 1;
-  const tokens = documents.reduce((sum, each) => sum + each.tokens, 0);
-  if (state.embedded) {
-    const { done, total } = state.embedded;
-    const rows = Math.min(size, Math.ceil(done / 4));
-    return { window: size, tokens: total, rows, raw: 0, talk: 0, spans: [], done: done / total };
-  }
-  if (state.usage) {
-    const { rows, context_tokens: of, span_tokens: raw, k } = state.usage;
-    const inRows = Math.min(rows - raw, Math.ceil(of / k));
-    const talk = rows - inRows - raw;
-    return { window: size, tokens, rows: inRows, raw, talk, spans: spans(documents, tokens) };
-  }
-  const answer = Math.min(NEW_TOKENS, Math.floor(size / 4));
-  const room = size - answer - TALK_ROWS;
-  const k = state.k === "auto" ? smallest(room) : state.k;
-  const talk = tokens ? TALK_ROWS + answer : 0;
-  return { window: size, tokens, rows: rowsAt(documents, k), raw: 0, talk, spans: [], k };
-}
-
-// Where raw passages stand, as parts of all the text.
-function spans(documents, tokens) {
-  const starts = [];
-  let before = 0;
-  for (const each of documents) {
-    starts.push(before);
-    before += each.tokens;
-  }
-  return state.citations
-    .filter((each) => each.raw && documents[each.context])
-    .map((each) => {
-      const { tokens: own, text_bytes: bytes } = documents[each.context];
-      const place = (byte) => (starts[each.context] + (byte / bytes) * own) / tokens;
-      return [place(each.start_byte), place(each.end_byte)];
-    });
-}
+const factors = () => scaleFactors(chosen(), state.model);
 
 function showWindow() {
   const slider = $("k");
-  const factors = scaleFactors();
-  if (!factors.includes(state.k)) state.k = "auto";
-  slider.max = String(factors.length - 1);
-  slider.value = String(factors.indexOf(state.k));
-  const now = windowState();
-  const k = state.usage?.k ?? now.k;
-  const shown = state.k === "auto" ? (now.tokens && k ? `auto: ${k}` : "auto") : String(state.k);
+  const found = factors();
+  if (!found.includes(state.k)) state.k = "auto";
+  slider.max = String(found.length - 1);
+  slider.value = String(found.indexOf(state.k));
+  const now = fill(chosen(), state);
+  const auto = now.tokens && now.k ? `auto: ${now.k}` : "auto";
+  const shown = state.k === "auto" ? auto : String(state.k);
   $("k-shown").textContent = shown;
   slider.setAttribute("aria-valuetext", shown);
   draw($("strip"), now);
-  const taken = now.rows + now.raw + now.talk;
-  const share = Math.round((100 * taken) / now.window);
-  $("fill").textContent = !now.tokens
-    ? "Choose a document."
-    : taken > now.window
-      ? `At this k it takes ${share} percent of the window: choose more tokens per row.`
-      : `${now.tokens.toLocaleString()} tokens in ${(now.rows + now.raw).toLocaleString()} rows; ` +
-        `${share} percent of the window is taken.`;
+  $("fill").textContent = fillWords(now);
   save();
 }
 
@@ -254,43 +196,15 @@ function forgetAnswer() {
   state.citations = [];
 }
 
-function part(id) {
-  const article = $(id);
-  const found = (kind) => article.querySelector(kind);
-  return { article, answer: found(".answer"), numbers: found(".numbers"), sources: found(".sources") };
-}
-
-function empty(view) {
-  view.answer.textContent = "";
-  view.answer.classList.add("waiting");
-  view.numbers.replaceChildren();
-  view.sources?.replaceChildren();
-}
-
-function number(view, name, value) {
-  const line = document.createElement("div");
-  const term = Object.assign(document.createElement("dt"), { textContent: name });
-  const text = Object.assign(document.createElement("dd"), { textContent: value });
-  line.append(term, text);
-  view.numbers.append(line);
-}
-
-const seconds = (ms) => (ms === null ? "-" : `${(ms / 1000).toFixed(2)} s`);
-
-async function answerInto(view, body, signal) {
+// Streams an answer into its place; `seen` is called with what is known so far, as it comes.
+async function answerInto(view, body, signal, seen = () => {}) {
   try {
-    const found = await api.chat(body, signal, (text) => {
+    return await api.chat(body, signal, (text, found) => {
       view.answer.textContent += text;
+      if (!found.usage) return;
+      showNumbers(view, found);
+      seen(found);
     });
-    const usage = found.usage;
-    number(view, "tokens read", usage.prompt_tokens.toLocaleString());
-    number(view, "rows", usage.extensible.rows.toLocaleString());
-    number(view, "k", String(usage.extensible.k));
-    number(view, "to first token", seconds(found.firstMs));
-    const rest = (found.lastMs - found.firstMs) / 1000;
-    const speed = rest > 0 ? (usage.completion_tokens - 1) / rest : 0;
-    if (speed > 0) number(view, "tokens a second", speed.toFixed(1));
-    return found;
   } finally {
     view.answer.classList.remove("waiting");
   }
@@ -317,10 +231,16 @@ async function ask() {
   empty(ours);
   if (comparing) empty(theirs);
   await attempt(async () => {
-    const found = await answerInto(ours, oursBody(question, documents), signal);
-    state.usage = found.usage.extensible;
+    forgetAnswer();
+    let told = false;
+    const found = await answerInto(ours, oursBody(question, documents), signal, (known) => {
+      if (told) return; // the prompt stays as it is, and the slider may have moved since
+      told = true;
+      state.usage = known.usage.extensible;
+      showWindow();
+    });
     state.citations = found.citations;
-    showSources(ours, documents);
+    showSources(ours, found.citations, documents, attempt);
     showWindow();
     await showMemory(ours);
     if (comparing) await askTruncated(theirs, question, documents, signal);
@@ -336,7 +256,7 @@ function oursBody(question, documents) {
   return {
     model: state.model.id,
     messages: [{ role: "user", content: question }],
-    max_tokens: answerTokens(),
+    max_tokens: answerTokens(state.model.window),
     extensible: {
       contexts: documents.map((each) => each.name),
       k: state.k,
@@ -346,19 +266,18 @@ function oursBody(question, documents) {
   };
 }
 
-const answerTokens = () => Math.max(1, Math.min(NEW_TOKENS, Math.floor(state.model.window / 4)));
-
 // The most recent text that fits the same window raw; what does not fit is told by the server.
 async function askTruncated(view, question, documents, signal) {
   const tokens = documents.reduce((sum, each) => sum + each.tokens, 0);
   const bytes = documents.reduce((sum, each) => sum + each.text_bytes, 0);
-  let room = state.model.window - answerTokens() - TALK_ROWS - question.length / 3;
+  const { window: size } = state.model;
+  let room = size - answerTokens(size) - TALK_ROWS - question.length / 3;
   for (let tries = 0; tries < 6; tries++, room *= 0.85) {
     const text = await endOf(documents, (room * bytes) / tokens);
     const body = {
       model: state.model.id,
       messages: [{ role: "user", content: `${text}\n\n${question}` }],
-      max_tokens: answerTokens(),
+      max_tokens: answerTokens(size),
       extensible: { k: 1, expand: 0 },
     };
     try {
@@ -381,50 +300,6 @@ async function endOf(documents, bytes) {
     left -= size;
   }
   return text;
-}
-
-async function showMemory(view) {
-  const found = /^process_resident_memory_bytes (\S+)$/m.exec(await api.metrics());
-  if (found) number(view, "server memory", `${Math.round(Number(found[1]) / 1e6).toLocaleString()} MB`);
-}
-
-// Sources
-
-function showSources(view, documents) {
-  view.sources.replaceChildren(
-    ...state.citations.map((each) => {
-      const item = document.createElement("li");
-      const button = Object.assign(document.createElement("button"), {
-        type: "button",
-        className: "plain",
-      });
-      const quote = document.createElement("q");
-      const text = each.quote.trim();
-      quote.textContent = text.length > 200 ? `${text.slice(0, 200)} ...` : text;
-      const how = each.raw ? "read raw" : `${Math.round(100 * each.weight)} percent of attention`;
-      button.append(quote, ` (${how})`);
-      button.addEventListener("click", () => attempt(() => showText(documents[each.context], each)));
-      item.append(button);
-      return item;
-    }),
-  );
-}
-
-async function showText(kept, source) {
-  const start = Math.max(0, source.start_byte - AROUND_BYTES);
-  const size = source.end_byte - start + AROUND_BYTES;
-  const found = await api.textOf(kept.name, start, size);
-  const bytes = new TextEncoder().encode(found.text);
-  const cut = (from, to) => new TextDecoder().decode(bytes.slice(from, to));
-  const [from, to] = [source.start_byte - found.start_byte, source.end_byte - found.start_byte];
-  const mark = Object.assign(document.createElement("mark"), { textContent: cut(from, to) });
-  $("text").replaceChildren(cut(0, from), mark, cut(to, bytes.length));
-  $("reading-place").textContent =
-    `${kept.title || kept.name}, bytes ${source.start_byte.toLocaleString()} to ` +
-    source.end_byte.toLocaleString();
-  $("reading").hidden = false;
-  mark.scrollIntoView({ block: "center" });
-  $("text").focus({ preventScroll: true });
 }
 
 // All together
@@ -465,7 +340,7 @@ function listen() {
     attempt(start);
   });
   $("k").addEventListener("input", () => {
-    state.k = scaleFactors()[Number($("k").value)];
+    state.k = factors()[Number($("k").value)];
     forgetAnswer();
     showWindow();
   });

@@ -1,16 +1,10 @@
 // The strip: above the text in chunks, below the reader's window and what fills it.
 // In: numbers. Out: a drawing on a canvas, and the same in words.
 
-const CHUNK_TOKENS = 256;
 const PAD = 2;
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-}
-
-// Rows that documents take at k; an estimate, since each chunk is rounded up.
-export function rowsAt(documents, k) {
-  return documents.reduce((sum, each) => sum + Math.ceil(each.tokens / k), 0);
 }
 
 export function draw(canvas, state) {
@@ -36,8 +30,8 @@ function drawText(pen, state, width, top, height) {
   pen.fillStyle = colour("free");
   pen.fillRect(0, top, width, height);
   if (!state.tokens) return;
-  const done = state.done ?? 1;
-  const chunks = Math.max(1, Math.ceil(state.tokens / CHUNK_TOKENS));
+  const done = (state.done ?? state.tokens) / state.tokens;
+  const chunks = Math.max(1, Math.ceil(state.tokens / state.chunk));
   const shown = Math.min(chunks, Math.floor(width / 3));
   const step = width / shown;
   for (let number = 0; number < shown; number++) {
@@ -82,7 +76,9 @@ function drawWindow(pen, state, width, top, height) {
 function words(state) {
   if (!state.tokens) return "Nothing is chosen.";
   const taken = state.rows + state.raw + state.talk;
+  const done = state.done ?? state.tokens;
   return (
+    (done < state.tokens ? `${done.toLocaleString()} of ` : "") +
     `${state.tokens.toLocaleString()} tokens of text stand in ${state.rows.toLocaleString()} rows` +
     (state.raw ? ` and ${state.raw.toLocaleString()} tokens read raw` : "") +
     `; ${Math.round((100 * taken) / state.window)} percent of the window's ` +

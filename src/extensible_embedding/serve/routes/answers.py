@@ -34,6 +34,7 @@ from ..schema import (
     ModelList,
     Source,
     Sources,
+    StreamOptions,
     TextChoice,
 )
 from ..service import Answering, Service
@@ -134,16 +135,19 @@ async def _events(
     chunk: Callable[[Head, Piece], ChatChunk | Completion],
 ) -> AsyncGenerator[str]:
     """The events of a stream."""
+    options = body.stream_options or StreamOptions()
     try:
         if chunk is _chat_chunk:
             role = ChunkChoice(delta=Delta(role="assistant", content=""))
-            yield _event(ChatChunk(**head, choices=[role]))
+            usage = answering.usage if options.continuous_usage_stats else None
+            yield _event(ChatChunk(**head, choices=[role], usage=usage))
         async for piece in answering.pieces:
             made = chunk(head, piece)
+            made.usage = answering.usage if options.continuous_usage_stats else None
             if piece.finish_reason:
                 made.extensible = _sources(answering)
             yield _event(made)
-        if body.stream_options and body.stream_options.include_usage:
+        if options.include_usage:
             kind = ChatChunk if chunk is _chat_chunk else Completion
             yield _event(kind(**head, choices=[], usage=answering.usage))
         yield event("[DONE]")
@@ -208,7 +212,9 @@ def _model(service: Service) -> Model:
         reader=service.reader.name,
         engine=service.engine.name,
         window=service.reader.window,
+        k=service.settings.k,
         max_k=service.embedder.config.max_k,
+        chunk_tokens=service.embedder.config.chunk_tokens,
     )
 
 
