@@ -20,7 +20,7 @@ from starlette.responses import FileResponse
 
 from .._version import __version__
 from ..errors import InputError
-from . import errors
+from . import errors, openapi
 from .gate import Gate
 from .mcp import mcp_server
 from .patience import patient_protocol
@@ -71,6 +71,7 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
         app.router.routes.append(route)
     files = _add_page(app, page)
     errors.install(app)
+    openapi.complete(app)
     app.add_middleware(
         Gate,
         keys=service.keys,

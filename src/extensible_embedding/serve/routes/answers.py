@@ -19,6 +19,7 @@ from starlette.responses import Response
 from ...generation import FinishReason
 from ..completing import Piece
 from ..errors import CLIENT_LEFT, ApiError, api_error, body_of
+from ..openapi import events_of
 from ..schema import (
     AnswerMessage,
     ChatChoice,
@@ -56,10 +57,9 @@ Head = dict[str, Any]
 
 def _answers(chunk: type[ChatChunk | Completion]) -> Responses:
     """What a route may answer: JSON, a stream of `chunk`, or an error."""
-    fields: dict[str, Any] = {"schema": {"type": "string"}}
     words = f"The answer; with `stream`, events of which each is a {chunk.__name__}."
     return {
-        200: {"description": words, "content": {"text/event-stream": fields}},
+        200: {"description": words, "content": {"text/event-stream": events_of(chunk)}},
         **errors_of(404, 409, 502, 504, 507),
     }
 

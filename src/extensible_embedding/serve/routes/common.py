@@ -22,7 +22,7 @@ from ..service import Service
 _Value = TypeVar("_Value")
 _WORDS = {
     400: "The request cannot be answered; the message says what to change.",
-    401: "There is no key, or one that is not known.",
+    401: "There is no key, or one that is not known; `WWW-Authenticate` says how it is sent.",
     403: "The key may not do this.",
     404: "There is no such thing.",
     405: "The path does not know this method.",
@@ -33,7 +33,7 @@ _WORDS = {
     429: "Too much at once; come back after `Retry-After` seconds.",
     500: "Something is wrong on the server, for example a damaged context.",
     502: "The engine failed.",
-    503: "The server cannot answer now.",
+    503: "The server stops, or cannot answer now; come back after `Retry-After` seconds.",
     504: "It took too long.",
     507: "The disk refuses.",
 }
@@ -42,7 +42,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 def errors_of(*more: int) -> Responses:
     """Errors of a route, for the OpenAPI schema: those that any may answer, and more."""
-    statuses = sorted({400, 401, 403, 408, 413, 422, 429, 500, *more})
+    statuses = sorted({400, 401, 403, 408, 413, 422, 429, 500, 503, *more})
     return {each: {"model": ErrorBody, "description": _WORDS[each]} for each in statuses}
 
 

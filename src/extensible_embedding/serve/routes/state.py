@@ -23,7 +23,7 @@ async def health() -> State:
     return State()
 
 
-@router.get("/ready", responses=errors_of(503))
+@router.get("/ready", responses=errors_of())
 async def ready(request: Request, service: ServiceOf) -> State:
     """Says whether a request could be answered now; why not, the log says: no key is asked for."""
     try:
