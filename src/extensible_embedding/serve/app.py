@@ -63,8 +63,8 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
         dependencies=[Depends(HTTPBearer(auto_error=False))] if service.keys.required else [],
     )
     app.state.service = service
-    for routes in (answers, contexts, state):
-        app.include_router(routes.router)
+    for router in (answers.router, *contexts.routers, state.router):
+        app.include_router(router)
     for route in tools_app.routes:
         # It keeps no sessions: a stream that a GET opens would never bring anything, and never end.
         route.methods = {"POST"}  # type: ignore[attr-defined]

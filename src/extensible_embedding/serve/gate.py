@@ -89,8 +89,8 @@ class Gate:
         scope["state"].update(client=client)
         passage.client = client.name
         watching = scope["path"] in self.watching
+        body = _Body(headers, receive, client, self.settings)  # none that is said to be too large
         with nullcontext() if watching else self.slots.taken(client):
-            body = _Body(headers, receive, client, self.settings)
             await self.app(scope, body.receive, passage.send)
 
     def _count(self, scope: Scope, passage: _Passage) -> None:
@@ -205,7 +205,11 @@ class _Passage:
 
 
 class _Body:
-    """The body of a request, of which only so much comes, and not too slowly."""
+    """The body of a request, of which only so much comes, and not too slowly.
+
+    Raises:
+        ApiError: 413, its headers say that it is too large.
+    """
 
     def __init__(
         self, headers: Headers, receive: Receive, client: Client, settings: ServeSettings
@@ -214,7 +218,7 @@ class _Body:
         self._most, self._size, self._whole = client.limits.max_body_bytes, 0, False
         self._start = time.monotonic()
         length = headers.get("content-length", "")
-        self._promised = int(length) if length.isdecimal() and len(length) < 20 else 0
+        self._check(int(length) if length.isdecimal() and len(length) < 20 else 0)
 
     async def receive(self) -> Message:
         """The next part.
@@ -224,7 +228,6 @@ class _Body:
         """
         if self._whole:
             return await self._receive()
-        self._check(self._promised)
         allowed = self._settings.body_timeout_s + self._size / BYTES_PER_S
         try:
             with anyio.fail_after(max(0.0, self._start + allowed - time.monotonic())):

@@ -94,13 +94,17 @@ class Parsing:
                     told = str(error).replace(f"{folder}{os.sep}", "")
                     raise _refused(told, "unreadable_file") from error
 
-    @asynccontextmanager
-    async def _place(self, client: Client) -> AsyncIterator[None]:
+    def check(self, client: Client) -> None:
+        """Raises ApiError, 429, if no file of this client could wait now."""
         most = self._settings.max_queued
         if self.jobs >= most:
             raise busy(f"{most} files at most wait to be read")
         if self._of_key[client.name] >= self._share:
             raise busy(f"{self._share} files of a key at most wait to be read")
+
+    @asynccontextmanager
+    async def _place(self, client: Client) -> AsyncIterator[None]:
+        self.check(client)
         self.jobs += 1
         self._of_key[client.name] += 1
         try:

@@ -58,11 +58,9 @@ class Worker:
         Raises:
             ApiError: 429, too many wait.
         """
-        owner = client.name if client is not None else ""
-        if not first and self.jobs >= self.most:
-            raise busy(f"{self.most} jobs at most wait for the {self.name}")
-        if not first and self._of_key[owner] >= self.share:
-            raise busy(f"{self.share} jobs of a key at most wait for the {self.name}")
+        owner = _owner(client)
+        if not first:
+            self.check(client)
         loop = asyncio.get_running_loop()
         future: Future[_Value] = Future()
         self.jobs += 1
@@ -72,6 +70,13 @@ class Worker:
             self._put(owner, (future, job), first)
         self._pool.submit(self._do_next)
         return await asyncio.wrap_future(future)
+
+    def check(self, client: Client | None = None) -> None:
+        """Raises ApiError, 429, if no job of this client could wait now."""
+        if self.jobs >= self.most:
+            raise busy(f"{self.most} jobs at most wait for the {self.name}")
+        if self._of_key[_owner(client)] >= self.share:
+            raise busy(f"{self.share} jobs of a key at most wait for the {self.name}")
 
     def progress_of(self, owner: str) -> tuple[int, int]:
         """How much of how much is done of the job that runs; (0, 0) if it is not the owner's."""
@@ -137,3 +142,7 @@ class Worker:
         self._of_key[owner] -= 1
         if not self._of_key[owner]:
             del self._of_key[owner]
+
+
+def _owner(client: Client | None) -> str:
+    return client.name if client is not None else ""

@@ -1,12 +1,14 @@
 """Contexts by REST: create from text or from a file, append, list, show, delete, usage.
 
 In: JSON, or a form with a file, which goes to the disk while it comes. Out: what is kept. An answer
-of 201 or 200 says that it is on the disk.
+of 201 or 200 says that it is on the disk. A text or file for which there is no place is refused
+before it comes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +28,13 @@ from ..schema import (
     UsageObject,
 )
 from .common import ClientOf, ServiceOf, errors_of, note, while_there
-from .forms import Utf8Route
+from .places import embedder_place, parser_place, route_with_place
 
-router = APIRouter(prefix="/v1", tags=["contexts"], route_class=Utf8Route)
+_at = partial(APIRouter, prefix="/v1", tags=["contexts"])
+router = _at()
+texts = _at(route_class=route_with_place(embedder_place))
+files = _at(route_class=route_with_place(parser_place))
+routers = (router, texts, files)
 MAX_TEXT_BYTES = 1 << 20
 """Of a context's text, in one answer."""
 
@@ -45,7 +51,7 @@ async def list_contexts(
     return ContextList(data=[_object(each) for each in rest[:limit]], has_more=len(rest) > limit)
 
 
-@router.post("/contexts", status_code=201, responses=errors_of(409, 507))
+@texts.post("/contexts", status_code=201, responses=errors_of(409, 507))
 async def create_context(
     request: Request, body: NewContext, client: ClientOf, service: ServiceOf
 ) -> ContextObject:
@@ -61,7 +67,7 @@ async def create_context(
     return _noted(request, await while_there(request, work))
 
 
-@router.post("/contexts/files", status_code=201, responses=errors_of(409, 507))
+@files.post("/contexts/files", status_code=201, responses=errors_of(409, 507))
 async def upload_context(
     request: Request,
     client: ClientOf,
@@ -105,7 +111,7 @@ async def show_text(
     return ContextText(name=name, **dataclasses.asdict(part))
 
 
-@router.post("/contexts/{name}/append", responses=errors_of(404, 409, 507))
+@texts.post("/contexts/{name}/append", responses=errors_of(404, 409, 507))
 async def append_to_context(
     request: Request, name: Name, body: MoreText, client: ClientOf, service: ServiceOf
 ) -> ContextObject:
