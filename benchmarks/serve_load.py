@@ -32,7 +32,7 @@ import torch
 from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.released import RELEASED_FOLDER
 from extensible_embedding.serve.app import server_of
-from extensible_embedding.serve.choice import choose_engine
+from extensible_embedding.serve.choice import EngineChoice, choose_engine
 from extensible_embedding.serve.engines.base import Engine, NewTokens, Request, Sampling
 from extensible_embedding.serve.service import Service
 from extensible_embedding.serve.settings import ServeSettings
@@ -89,7 +89,11 @@ def models(options: argparse.Namespace) -> tuple[Reader, ExtensibleEmbedder, Eng
     if options.engine == "echo":
         token = int(reader.encode(" heroine")[0])
         return reader, embedder, Echo(token, options.pause_ms / 1000)
-    return reader, embedder, choose_engine(options.engine, reader, options.reader, None)
+    return (
+        reader,
+        embedder,
+        choose_engine(EngineChoice(name=options.engine), reader, options.reader),
+    )
 
 
 def serve(options: argparse.Namespace, store: str, port: Any) -> None:

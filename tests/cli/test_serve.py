@@ -16,8 +16,9 @@ from openai import OpenAI
 from serve.processes import PROGRAM, served
 
 from extensible_embedding import ContextStore
-from extensible_embedding.cli.serve import check_installed
+from extensible_embedding.cli.serve import check_installed, parse_engine_options
 from extensible_embedding.errors import InputError
+from extensible_embedding.serve.choice import EngineChoice
 from extensible_embedding.serve.keys import Keys
 from extensible_embedding.serve.settings import ServeSettings
 
@@ -87,12 +88,41 @@ def test_other_machines_need_keys(run: Run, no_reader: None) -> None:
         (("--engine", "tgi"), "llama.cpp"),
         (("--engine", "sglang"), "add it"),
         (("--engine-url", "http://localhost"), "leave it out"),
+        (("--engine-option", "max_running"), "KEY=VALUE"),
+        (("--engine-option", "=3"), "KEY=VALUE"),
+        (("--engine-option", "max_run=3"), "nearest are max_running"),
     ],
 )
 def test_what_cannot_be_is_told_before_the_models_load(
     run: Run, no_reader: None, arguments: tuple[str, str], words: str
 ) -> None:
     refused(run("serve", "library", *arguments), 2, words)
+
+
+def test_options_of_an_engine_are_json_or_text(
+    run: Run, no_reader: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["max-running=3", "dtype=float32", 'limits={"image": 0}', "eager=true", "name=a=b"]
+    expected = {
+        "max_running": 3,
+        "dtype": "float32",
+        "limits": {"image": 0},
+        "eager": True,
+        "name": "a=b",
+    }
+    assert parse_engine_options(given) == expected
+    twice = ("--engine-option", "max_running=3", "--engine-option", "max-running=4")
+    refused(run("serve", "library", *twice), 2, "'max_running' twice")
+    choices = []
+
+    def service(_: object, __: object, choice: EngineChoice, *___: object) -> None:
+        choices.append(choice)
+        raise InputError("That is enough.")
+
+    monkeypatch.setattr("extensible_embedding.cli.serve._service", service)
+    options = ("--engine-option", "max_running=3", "--engine-option", "prefill_rows=64")
+    refused(run("serve", "library", *options), 2, "enough")
+    assert choices == [EngineChoice(options={"max_running": 3, "prefill_rows": 64})]
 
 
 def test_a_file_is_no_store(run: Run, no_reader: None, book: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +17,14 @@ from .options import Models, at_least, with_models
 from .stores import KEPT_K, KeptKOption, RowType, RowTypeOption, parse_kept_k, store_to_fill
 
 if TYPE_CHECKING:
+    from ..serve.choice import EngineChoice
     from ..serve.keys import Keys
     from ..serve.service import Service
     from ..serve.settings import ServeSettings
     from ..store.store import ContextStore
 
 KEYS = "--keys"
+ENGINE_OPTION = "--engine-option"
 TRANSFORMERS = "transformers"
 StoreToServe = Annotated[
     str,
@@ -78,6 +82,15 @@ def serve(
     engine_url: Annotated[
         str | None,
         typer.Option("--engine-url", metavar="URL", help="Of vllm-server or sglang."),
+    ] = None,
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            ENGINE_OPTION,
+            metavar="KEY=VALUE",
+            help="A setting of transformers, llama.cpp or vllm, such as tensor_parallel_size=2; "
+            "may be given several times. What can be read as JSON is, else it is text.",
+        ),
     ] = None,
     name: Annotated[
         str,
@@ -138,7 +151,7 @@ def serve(
     """
     check_installed()
     from ..serve.app import run
-    from ..serve.choice import check_choice
+    from ..serve.choice import EngineChoice, check_choice
     from ..serve.keys import Keys, read_keys
     from ..serve.logs import set_up
     from ..serve.settings import MIB, Limits, ServeSettings, is_loopback
@@ -163,9 +176,11 @@ def serve(
             f"{KEYS}; give a file of keys, or leave --host out."
         )
     known = Keys(limits=settings.limits) if keys is None else read_keys(keys, settings.limits)
-    check_choice(engine, engine_url)
+    options = parse_engine_options(engine_option or [])
+    choice = EngineChoice(name=engine, url=engine_url, options=options)
+    check_choice(choice)
     opened = store_to_fill("STORE", store)
-    service = _service(opened, known, (engine, engine_url), settings, models)
+    service = _service(opened, known, choice, settings, models)
     set_up(log_level.value)
     run(service, host, port, lambda url: note(f"Serving {service.reader.name} at {url}/v1"))
 
@@ -184,6 +199,7 @@ def mcp(store: StoreToServe, max_text: MaxTextOption = MAX_TEXT, *, models: Mode
 def _mcp(store: ContextStore, max_text: int, models: Models) -> None:
     import asyncio
 
+    from ..serve.choice import EngineChoice
     from ..serve.keys import Keys
     from ..serve.logs import set_up
     from ..serve.mcp import mcp_server
@@ -191,7 +207,7 @@ def _mcp(store: ContextStore, max_text: int, models: Models) -> None:
 
     limits = Limits(max_text_bytes=max_text * MIB)
     settings = ServeSettings(k=int(KEPT_K), expand="auto", limits=limits)
-    service = _service(store, Keys(limits=limits), (TRANSFORMERS, None), settings, models)
+    service = _service(store, Keys(limits=limits), EngineChoice(), settings, models)
     set_up("warning")
 
     async def run() -> None:
@@ -205,7 +221,7 @@ def _mcp(store: ContextStore, max_text: int, models: Models) -> None:
 def _service(
     store: ContextStore,
     keys: Keys,
-    engine: tuple[str, str | None],
+    choice: EngineChoice,
     settings: ServeSettings,
     models: Models,
 ) -> Service:
@@ -214,8 +230,36 @@ def _service(
 
     reader = load_reader(models.reader, models)
     embedder = load_embedder(models, reader)
-    chosen = choose_engine(engine[0], reader, models.reader, engine[1])
-    return Service(reader, embedder, chosen, store, settings, keys)
+    engine = choose_engine(choice, reader, models.reader)
+    return Service(reader, embedder, engine, store, settings, keys)
+
+
+def parse_engine_options(given: Sequence[str]) -> dict[str, Any]:
+    """Settings of an engine by name, of the form KEY=VALUE; a name's dashes are as good as `_`.
+
+    Raises:
+        InputError: one has another form, or is there twice.
+    """
+    options: dict[str, Any] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        name = key.replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise InputError(
+                f"{ENGINE_OPTION} is KEY=VALUE, such as tensor_parallel_size=2, but it is "
+                f"{each!r}; write it so."
+            )
+        if name in options:
+            raise InputError(f"{ENGINE_OPTION} sets a name once, but {name!r} twice; keep one.")
+        options[name] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def check_installed() -> None:

@@ -11,6 +11,7 @@ Axes: S prompt row, H reader hidden size.
 from __future__ import annotations
 
 import importlib
+import inspect
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -20,6 +21,9 @@ from typing import Any
 from ...errors import EngineError, MissingExtraError
 from .base import Engine, NewTokens, Request, Sampling
 from .embeds import EmbedTokens, joined_rows
+
+_OURS = ("model", "enable_prompt_embeds")
+"""Arguments that the engine gives itself."""
 
 
 class VllmEngine(Engine):
@@ -126,6 +130,17 @@ def _piece(output: Any) -> NewTokens:
     if output.finish_reason not in (None, "stop", "length"):
         raise EngineError(f"vLLM gave up a request ({output.finish_reason}); ask again.")
     return NewTokens(token_ids=tuple(output.token_ids), finish_reason=output.finish_reason)
+
+
+def known_settings() -> list[str]:
+    """Names of what can be set: arguments of vLLM's but those that are ours.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+    """
+    return [
+        name for name in inspect.signature(_vllm().AsyncEngineArgs).parameters if name not in _OURS
+    ]
 
 
 def _vllm() -> ModuleType:
