@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tokenizers import normalizers
 
 from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.answer import Plan
-from extensible_embedding.cite import citations
+from extensible_embedding.cite import _unquoted, citations
 from extensible_embedding.expand import expanded_prompt
 from extensible_embedding.prompt import choose_k, question_prompt
 from extensible_embedding.source import GivenText, characters_before
@@ -63,6 +64,59 @@ def test_the_row_that_gets_most_attention_comes_first(
     first, second, _ = (each for each in citations(embedder.reader, made, "x") if not each.raw)
     assert (first.weight, second.weight) == (0.75, 0.25)
     assert first.start_byte <= 20 * 8 < first.end_byte  # a token is a byte
+
+
+def test_no_place_is_quoted_twice(embedder: ExtensibleEmbedder) -> None:
+    """Not even where two rows are of one sentence, or a row is of two."""
+    found = citations(embedder.reader, plan(embedder), "A heron.", most=1000)
+    places = sorted((each.start_byte, each.end_byte) for each in found)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
+    data = TEXT.encode()
+    assert all(data[start:end].decode().startswith("Sentence") for start, end in places)
+    assert sum(end - start + 1 for start, end in places) == len(data) + 1  # all, but for blanks
+
+
+def test_attention_inside_of_a_raw_span_is_the_spans(
+    embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(embedder)
+    span = made.prompt.spans[0]
+    weights = torch.zeros(made.prompt.contexts[0].rows_at(8))
+    inside = slice(-(-span.start // 8), span.end // 8)
+    weights[inside] = 3.0 / len(weights[inside])
+    weights[50] = 1.0
+    assert not inside.start <= 50 < inside.stop
+    monkeypatch.setattr("extensible_embedding.cite.attention_to_rows", lambda *a: [weights])
+    found = citations(embedder.reader, made, "x")
+    assert [each.weight for each in found if each.raw][0] == pytest.approx(0.75)
+    rows = [each for each in found if not each.raw]
+    assert rows[0].weight == 0.25
+    assert all(each.weight == 0 for each in rows[1:])
+
+
+def test_rows_of_a_context_that_is_read_whole_are_raw(embedder: ExtensibleEmbedder) -> None:
+    reader = embedder.reader
+    contexts = [embedder.compress(" ".join(SENTENCES[:5]), k=4), embedder.compress(TEXT, k=4)]
+    prompt = question_prompt(reader, contexts, "What?")
+    found = citations(reader, reader.plan(prompt, [1, 8], 8), "A heron.", most=20)
+    assert {each.context for each in found} == {0, 1}
+    assert all(each.raw == (each.context == 0) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("quoted", "expected"),
+    [
+        ([], "One is one. Two is two."),
+        ([(0, 11)], "Two is two."),
+        ([(12, 23)], "One is one."),
+        ([(0, 23)], None),
+        ([(0, 10), (13, 40)], ". T"),
+    ],
+)
+def test_what_is_quoted_is_left_out(quoted: list[tuple[int, int]], expected: str | None) -> None:
+    text = "One is one. Two is two. Three is three."
+    found = _unquoted(text, 10, 13, quoted)
+    assert (found and text[slice(*found)]) == expected
 
 
 def test_several_contexts_and_raw_text(embedder: ExtensibleEmbedder) -> None:

@@ -1,14 +1,16 @@
 """Where an answer comes from: the spans that were read raw, and the rows it attended to most.
 
 In: a plan and the answer that was generated after it. Out: citations, each with its place in the
-source in bytes and the sentences that stand there. Knows nothing of how spans were chosen.
+source in bytes and the sentences that stand there, none of them twice. Knows nothing of how spans
+were chosen.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,13 +43,19 @@ class Citation:
     """Where they end."""
     quote: str
     raw: bool
-    """Whether a raw span holds it; else only rows stand for it."""
+    """Whether the reader had what is quoted as it is: in a raw span, or since it read the whole
+    context at k=1; else only rows stand for it. Of the first and last sentence a part may stand
+    outside of the span."""
     weight: float
-    """Attention of the answer's tokens to its rows, of all that rows of contexts got."""
+    """Attention of the answer's tokens to what is cited, of all that rows of contexts got: to the
+    one row, or to all rows whose tokens a raw span holds."""
 
 
 def citations(reader: Reader, plan: Plan, answer: str, *, most: int = 3) -> list[Citation]:
     """What an answer draws on: raw spans in order, then the rows it attended to most, best first.
+
+    No place is quoted twice. A quote leaves out sentences that an earlier one has, and what is
+    quoted already is passed over: so are rows inside of raw spans, whose attention the spans count.
 
     Args:
         reader: that answered; it reads the prompt and the answer once more.
@@ -61,37 +69,50 @@ def citations(reader: Reader, plan: Plan, answer: str, *, most: int = 3) -> list
     sources = [
         _source(reader, number, context) for number, context in enumerate(plan.prompt.contexts)
     ]
-    return [*_of_spans(sources, plan), *_of_rows(sources, reader, plan, answer, most)]
+    shares = _shares(reader, plan, answer)
+    return [*_of_spans(sources, plan, shares), *islice(_of_rows(sources, plan, shares), most)]
 
 
-def _of_spans(sources: Sequence[_Source], plan: Plan) -> Iterator[Citation]:
+def _shares(reader: Reader, plan: Plan, answer: str) -> list[Tensor]:
+    """Of the answer's attention to all rows, what each row (R,) of each context got."""
+    said = reader.encode(answer)
+    if not plan.prompt.contexts or not len(said):
+        return []
+    weights = attention_to_rows(reader, plan.prompt, plan.ks, len(said), said)
+    total = sum(float(each.sum()) for each in weights) or 1.0
+    return [each / total for each in weights]
+
+
+def _of_spans(
+    sources: Sequence[_Source], plan: Plan, shares: Sequence[Tensor]
+) -> Iterator[Citation]:
     for span in plan.prompt.spans:
         source = next(each for each in sources if each.context is span.context)
-        yield source.citation(span.start, span.end, raw=True, weight=0.0)
+        weight = 0.0
+        if shares:
+            ends = source.context.row_ends_at(plan.ks[source.number])
+            starts = ends.roll(1)
+            starts[0] = 0
+            inside = (starts >= span.start) & (ends <= span.end)
+            weight = float(shares[source.number][inside].sum())
+        made = source.citation(span.start, span.end, raw=True, weight=weight)
+        if made is not None:
+            yield made
 
 
 def _of_rows(
-    sources: Sequence[_Source], reader: Reader, plan: Plan, answer: str, most: int
+    sources: Sequence[_Source], plan: Plan, shares: Sequence[Tensor]
 ) -> Iterator[Citation]:
-    contexts, said = plan.prompt.contexts, reader.encode(answer)
-    if not contexts or not len(said):
-        return
-    weights = attention_to_rows(reader, plan.prompt, plan.ks, len(said), said)
-    total = sum(float(each.sum()) for each in weights) or 1.0
     found = [
-        (float(weight) / total, number, row)
-        for number, each in enumerate(weights)
+        (float(weight), number, row)
+        for number, each in enumerate(shares)
         for row, weight in enumerate(each)
     ]
-    quoted: list[tuple[int, int, int]] = []
     for weight, number, row in sorted(found, reverse=True):
-        if len(quoted) == most:
-            return
-        start, end = _row_span(contexts[number], plan.ks[number], row)
-        made = sources[number].citation(start, end, raw=False, weight=weight)
-        place = (number, made.start_byte, made.end_byte)
-        if place not in quoted:
-            quoted.append(place)
+        k = plan.ks[number]
+        start, end = _row_span(sources[number].context, k, row)
+        made = sources[number].citation(start, end, raw=k == 1, weight=weight)
+        if made is not None:
             yield made
 
 
@@ -112,16 +133,22 @@ class _Source:
     places: tuple[Tensor, Tensor] | None
     """Numbers of tokens, in order from 0, and the text's characters that these hold, (m,) each."""
 
-    def citation(self, start: int, end: int, *, raw: bool, weight: float) -> Citation:
-        """Of tokens `start` to before `end`, widened to whole sentences."""
+    quoted: list[tuple[int, int]] = field(default_factory=list)
+    """Characters that citations hold so far."""
+
+    def citation(self, start: int, end: int, *, raw: bool, weight: float) -> Citation | None:
+        """Of tokens `start` to before `end`, widened to whole sentences; none if it is quoted."""
         first, last = self._character(start), self._character(end, at_least=True)
-        first, last = _sentences(self.text, first, max(last, first + 1))
-        quote, place = self.text[first:last], len(self.text[:first].encode())
+        place = _unquoted(self.text, first, max(last, first + 1), self.quoted)
+        if place is None:
+            return None
+        self.quoted.append(place)
+        quote, before = self.text[slice(*place)], len(self.text[: place[0]].encode())
         return Citation(
             title=self.context.title,
             context=self.number,
-            start_byte=place,
-            end_byte=place + len(quote.encode()),
+            start_byte=before,
+            end_byte=before + len(quote.encode()),
             quote=quote,
             raw=raw,
             weight=weight,
@@ -151,6 +178,28 @@ def _source(reader: Reader, number: int, context: Context) -> _Source:
         ends = characters_before(text, places[1])
         places = torch.cat([zero, places[0]]), torch.cat([zero, ends])
     return _Source(reader=reader, number=number, context=context, text=text, places=places)
+
+
+def _unquoted(
+    text: str, first: int, last: int, quoted: Sequence[tuple[int, int]]
+) -> tuple[int, int] | None:
+    """The sentences of a span of characters that no quote has yet; none if it is quoted or blank.
+
+    Where quotes leave several parts of the span, these are the sentences of the longest.
+    """
+    parts, start = [], first
+    for begins, ends in sorted(quoted):
+        parts.append((start, min(begins, last)))
+        start = max(start, ends)
+    first, last = max([*parts, (start, last)], key=lambda part: part[1] - part[0])
+    if not text[first:last].strip():
+        return None
+    start, end = _sentences(text, first, last)
+    start = max([start, *(ends for _, ends in quoted if ends <= first)])
+    end = min([end, *(begins for begins, _ in quoted if begins >= last)])
+    quote = text[start:end]
+    start = end - len(quote.lstrip())
+    return start, start + len(quote.strip())
 
 
 def _sentences(text: str, first: int, last: int) -> tuple[int, int]:

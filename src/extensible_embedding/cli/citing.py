@@ -85,7 +85,7 @@ def ranker_of(spans: str) -> SpanRanker:
 def print_citations(citations: Sequence[Citation]) -> None:
     """A numbered paragraph for each."""
     for number, each in enumerate(citations, start=1):
-        how = "read raw" if each.raw else f"{each.weight:.0%} of the attention to rows"
+        how = f"{'read raw, ' if each.raw else ''}{each.weight:.0%} of the attention to rows"
         title = f"{each.title}, " if each.title else ""
         typer.echo(f"\n[{number}] {title}bytes {each.start_byte:,} to {each.end_byte:,}, {how}:")
         quote = textwrap.shorten(each.quote, _SHOWN_CHARS, placeholder=" ...")

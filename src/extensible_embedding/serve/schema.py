@@ -155,7 +155,7 @@ class Source(BaseModel):
     end_byte: int
     quote: str
     raw: bool = Field(description="Whether it was read raw; else rows stand for it.")
-    weight: float
+    weight: float = Field(description="Its part of the attention that all rows of contexts got.")
 
 
 class Sources(BaseModel):
