@@ -258,21 +258,17 @@ def best_spans(
     Args:
         plain: the prompt, which has the contexts in this order; else as of `expanded_prompt`.
     """
-    asked = _most_tokens(expand, room - plain.num_raw)
-    chosen = fit(plain, k, room)
-    if not asked or set(plain.each_k(chosen)) <= {1}:
+    most = rows_of_spans(reader, contexts, plain, k=k, expand=expand, room=room)
+    if not most:
         return []
-    coarsest = tuple(context.coarsest_k for context in contexts)
-    left = room - plain.num_rows(coarsest if k == AUTO else chosen)
+    chosen = plain.each_k(fit(plain, k, room))
     parts = [
         _pieces(reader, number, each)
-        for number, (each, read_at) in enumerate(zip(contexts, plain.each_k(chosen), strict=True))
+        for number, (each, read_at) in enumerate(zip(contexts, chosen, strict=True))
         if read_at > 1  # else all of it is raw
     ]
     pieces = [piece for part in parts for piece in part]
     between = len(reader.encode(BETWEEN_SPANS))
-    text_tokens = sum(len(each.token_ids) for each in pieces)
-    most = min(room_of_spans(asked, between, text_tokens), left)
     ranked = list((ranker or ByWords()).rank(reader, contexts, pieces, question))
     if strange := [each for each in ranked if not 0 <= each < len(pieces)]:
         raise InputError(
@@ -286,6 +282,30 @@ def best_spans(
         {end - 1 for end in accumulate(map(len, parts))},
     )
     return _merged([pieces[number] for number in numbers], contexts)
+
+
+def rows_of_spans(
+    reader: Reader,
+    contexts: Sequence[Context],
+    plain: Prompt,
+    *,
+    k: int | str | Sequence[int] = AUTO,
+    expand: int | str = AUTO,
+    room: int,
+) -> int:
+    """The most rows of spans, with their marks, beside a prompt without any; 0 if all is read raw.
+
+    Arguments and errors are those of `best_spans`.
+    """
+    asked = _most_tokens(expand, room - plain.num_raw)
+    chosen = plain.each_k(fit(plain, k, room))
+    if not asked or set(chosen) <= {1}:
+        return 0
+    coarsest = tuple(context.coarsest_k for context in contexts)
+    left = room - plain.num_rows(coarsest if k == AUTO else chosen)
+    pairs = zip(contexts, chosen, strict=True)
+    text_tokens = sum(context.num_tokens for context, read_at in pairs if read_at > 1)
+    return min(room_of_spans(asked, len(reader.encode(BETWEEN_SPANS)), text_tokens), left)
 
 
 def tokens_of_spans(room: int) -> int:

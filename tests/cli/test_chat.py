@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from extensible_embedding import (
     AnswerStream,
@@ -17,10 +19,12 @@ from extensible_embedding import (
     Reader,
     prompt,
 )
+from extensible_embedding.answer import Plan
+from extensible_embedding.expand import ByWords
 from extensible_embedding.prompt import Turn
 from extensible_embedding.store import conversation
 
-from .conftest import Run, refused
+from .conftest import Run, plain, refused
 
 
 def test_chat_answers_until_quit(run: Run, saved: Path) -> None:
@@ -120,6 +124,102 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     monkeypatch.setattr(AnswerStream, "__iter__", say)
     monkeypatch.setattr(prompt, "question_prompt", ask)
     return made
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """What is answered; every answer is `Said.`."""
+    made: list[Plan] = []
+
+    def begin(stream: AnswerStream, reader: Reader, plan: Plan, settings: object) -> None:
+        made.append(plan)
+
+    def say(stream: AnswerStream) -> Iterator[str]:
+        yield "Said."
+
+    monkeypatch.setattr(AnswerStream, "__init__", begin)
+    monkeypatch.setattr(AnswerStream, "__iter__", say)
+    return made
+
+
+def raw_text(reader: Reader, plan: Plan) -> str:
+    """What is read raw of the contexts."""
+    spans = plan.prompt.spans
+    return "".join(reader.decode(each.context.token_ids[each.start : each.end]) for each in spans)
+
+
+@pytest.fixture
+def walks() -> str:
+    """A text that is much longer than the window of 512."""
+    names = "abcdefghijklmnopqrstuvwxyz"
+    Path("walks.txt").write_text(" ".join(f"Miss {name * 9} went up the hill." for name in names))
+    return "walks.txt"
+
+
+def test_each_question_has_its_passages_raw(
+    run: Run, walks: str, tiny_reader: Reader, plans: list[Plan]
+) -> None:
+    result = run("chat", walks, *SHORT, stdin="Is it kkkkkkkkk?\nOr sssssssss?\n")
+    assert result.exit_code == 0, result.output
+    first, second = (raw_text(tiny_reader, each) for each in plans)
+    assert "kkkkkkkkk went" in first
+    assert "sssssssss went" in second
+    assert "kkkkkkkkk" not in second
+    assert run("chat", walks, *SHORT, "--expand", "off", stdin="Is it k?\n").exit_code == 0
+    assert plans[-1].prompt.spans == []
+
+
+@pytest.mark.parametrize("k", ["auto", "16"])
+@pytest.mark.parametrize("kept", [SHORT, KEPT])
+def test_turns_leave_room_for_passages(
+    run: Run, walks: str, tiny_reader: Reader, plans: list[Plan], kept: tuple[str], k: str
+) -> None:
+    questions = [f"{letter * 60}?" for letter in "ABCDEFGH"]
+    said = "\n".join([*questions, "Is it kkkkkkkkk?"])
+    result = run("chat", walks, *kept, "--k", k, stdin=said)
+    assert result.exit_code == 0, result.output
+    assert "Error" not in result.stderr
+    assert all(each.prompt_rows + 4 <= 512 for each in plans)
+    assert "kkkkkkkkk went" in raw_text(tiny_reader, plans[-1])
+    assert all(sum(map(len, each.prompt.spans)) > 100 for each in plans)
+    head, tail = plans[-1].prompt.parts[0], plans[-1].prompt.parts[-1]
+    assert isinstance(tail, Tensor)
+    assert questions[-1] in tiny_reader.decode(tail) + tiny_reader.decode(head)  # of the history
+
+
+def test_passages_take_no_more_than_asked(run: Run, walks: str, plans: list[Plan]) -> None:
+    assert run("chat", walks, *SHORT, "--expand", "70", stdin="Is it kkkkkkkkk?\n").exit_code == 0
+    assert 0 < sum(map(len, plans[0].prompt.spans)) <= 70
+
+
+def test_chat_cites(run: Run, walks: str) -> None:
+    result = run("chat", walks, *SHORT, "--cite", stdin="Is it kkkkkkkkk?\n")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\[1\] walks, bytes [\d,]+ to [\d,]+, read raw", result.stdout)
+    assert "Miss kkkkkkkkk went up the hill." in plain(result.stdout)
+
+
+def test_ctrl_c_while_passages_are_looked_for_does_not_end_the_chat(
+    run: Run, walks: str, plans: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank, pressed = ByWords.rank, []
+
+    def once(*arguments: object) -> list[int]:
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return rank(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ByWords, "rank", once)
+    result = run("chat", walks, *SHORT, stdin="Is it k?\nIs it s?\n")
+    assert result.exit_code == 0, result.output
+    assert "[stopped]" in result.stderr
+    assert len(plans) == 1
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_chat_refuses_an_expand_that_is_no_number(run: Run, walks: str) -> None:
+    refused(run("chat", walks, "--expand", "some"), 2, "--expand is a number of tokens")
 
 
 def test_a_chat_goes_on_after_a_restart(run: Run, library: Path, asked: list[Asked]) -> None:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from ..answer import AnswerStream, Plan
     from ..context import Context
-    from ..prompt import Prompt
+    from ..expand import SpanRanker
+    from ..prompt import Prompt, Turn
     from ..reader import Reader
 
 
@@ -114,24 +115,32 @@ def _ask(
 ) -> None:
     from ..prompt import question_prompt
 
+    ranker = ranker_of(how.spans) if how.expand else None
     reader = load_reader(models.reader, models)
     room = room_for_prompt(reader, question, how.max_new_tokens)
     prompt_of = partial(question_prompt, reader, question=question)
     contexts = contexts_of(sources, reader, models, k=how.k, prompt_of=prompt_of, room=room)
-    prompt = prompt_of(contexts)
-    if how.expand:
-        prompt = _expanded(reader, contexts, question, how, room)
+    prompt = expanded(reader, contexts, question, how, room, ranker)
     plan = reader.plan(prompt, how.k, how.max_new_tokens)
     note(describe(plan, reader, how.k))
     _reply(reader, plan, how, as_json=as_json)
 
 
-def _expanded(
-    reader: Reader, contexts: Sequence[Context], question: str, how: Reply, room: int
+def expanded(
+    reader: Reader,
+    contexts: Sequence[Context],
+    question: str,
+    how: Reply,
+    room: int,
+    ranker: SpanRanker | None,
+    history: Sequence[Turn] = (),
 ) -> Prompt:
-    """The prompt with the spans that matter raw, while they are looked for."""
+    """The prompt with the spans that matter raw; without a ranker, none."""
     from ..expand import expanded_prompt
+    from ..prompt import question_prompt
 
+    if ranker is None:
+        return question_prompt(reader, contexts, question, history)
     with spinner("Looking for the spans that matter ..."):
         return expanded_prompt(
             reader,
@@ -140,7 +149,8 @@ def _expanded(
             k=how.k,
             expand=how.expand,
             room=room,
-            ranker=ranker_of(how.spans),
+            history=history,
+            ranker=ranker,
         )
 
 

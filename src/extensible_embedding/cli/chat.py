@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import InputError, WindowError
-from .ask import Reply, describe, print_stream, room_for_prompt
+from .ask import Reply, describe, expanded, print_stream, room_for_prompt
+from .citing import (
+    WORDS,
+    CiteOption,
+    ExpandOption,
+    SpansOption,
+    parse_expand,
+    print_citations,
+    ranker_of,
+)
 from .console import load_embedder, load_reader, note, quiet_libraries, spinner, stderr
 from .options import AUTO, Models, NewTokensOption, ReadingKOption, parse_k, with_models
 from .sources import (
@@ -28,6 +37,8 @@ if TYPE_CHECKING:
     from ..answer import AnswerStream, Plan
     from ..context import Context
     from ..embedder import ExtensibleEmbedder
+    from ..expand import SpanRanker
+    from ..prompt import Turn
     from ..reader import Reader
     from ..store.conversation import Conversation
     from ..store.store import ContextStore
@@ -38,12 +49,17 @@ RESERVE_ROWS = 512
 """Rows kept free for questions, answers and earlier turns."""
 _PARTS = (1.0, 0.5, 0.25, 0.125, 0.0)
 """Of the earlier conversation, the latest first: how much is read as rows, as far as it fits."""
+_KEPT_BYTES = 64 << 20
+"""Of the words of the texts, so that passages for the next question are found at once."""
 
 
 @with_models
 def chat(
     sources: SourcesArgument,
     k: ReadingKOption = AUTO,
+    expand: ExpandOption = AUTO,
+    spans: SpansOption = WORDS,
+    cite: CiteOption = False,
     max_new_tokens: NewTokensOption = 128,
     store: Annotated[
         str | None,
@@ -69,16 +85,23 @@ def chat(
     Type a question and press Enter. Ctrl-C stops an answer; `/quit`, the end of input (Ctrl-D) or
     Ctrl-C at the prompt ends. Recent turns are read raw as far as the window allows, and the oldest
     are dropped first. With --store they are kept, each before the next question; older turns are
-    then read as rows, and the next chat of that name goes on. `/forget` deletes them.
+    then read as rows, and the next chat of that name goes on. `/forget` deletes them. Passages that
+    share words with the question are read raw, as `ask` does, also those of such turns.
     """
-    scale_factor = parse_k(k)
+    how = Reply(
+        k=parse_k(k),
+        max_new_tokens=max_new_tokens,
+        expand=parse_expand(expand),
+        spans=spans,
+        cite=cite,
+    )
     kept = _where(store, name)
-    opened = open_sources(sources, scale_factor)
+    opened = open_sources(sources, how.k)
     if kept is not None:
         opened = [source for source in opened if not _is_at(source, *kept)]
         if not opened:
             note("These sources hold this conversation alone: nothing else is read.")
-    _chat(opened, Reply(k=scale_factor, max_new_tokens=max_new_tokens), models, kept)
+    _chat(opened, how, models, kept)
 
 
 def _where(store: str | None, name: str | None) -> tuple[ContextStore, str] | None:
@@ -111,6 +134,7 @@ def _chat(
     models: Models,
     kept: tuple[ContextStore, str] | None,
 ) -> None:
+    ranker = ranker_of(how.spans, _KEPT_BYTES) if how.expand else None
     reader = load_reader(models.reader, models)
     embedder = load_embedder(models, reader) if kept else None
     memory = _memory(reader, embedder, kept, how.k)
@@ -122,12 +146,16 @@ def _chat(
             note("Forgotten.")
             continue
         try:
-            said = _turn(reader, contexts, question, memory, how)
+            plan, said = _turn(reader, contexts, question, memory, how, ranker)
         except WindowError as error:
             typer.echo(f"Error: {error}", err=True)
             continue
+        except KeyboardInterrupt:  # before the answer began
+            typer.echo("[stopped]", err=True)
+            continue
         if said:
             _keep(memory, question, said)
+            _cite(reader, plan, said, how)
 
 
 def _memory(
@@ -193,25 +221,38 @@ def _questions() -> Iterator[str]:
 
 
 def _turn(
-    reader: Reader, contexts: Sequence[Context], question: str, memory: Conversation, how: Reply
-) -> str:
+    reader: Reader,
+    contexts: Sequence[Context],
+    question: str,
+    memory: Conversation,
+    how: Reply,
+    ranker: SpanRanker | None,
+) -> tuple[Plan, str]:
     """Answers a question; Ctrl-C leaves what was said so far."""
-    room_for_prompt(reader, question, how.max_new_tokens)
-    plan = _plan(reader, contexts, question, memory, how)
+    room = room_for_prompt(reader, question, how.max_new_tokens)
+    read, history = _read(reader, contexts, question, memory, how, room)
+    prompt = expanded(reader, read, question, how, room, ranker, history)
+    plan = reader.plan(prompt, how.k, how.max_new_tokens)
     note(describe(plan, reader, how.k))
     reply = reader.respond(plan, stream=True, max_new_tokens=how.max_new_tokens)
-    return print_stream(cast("AnswerStream", reply), stoppable=True)
+    return plan, print_stream(cast("AnswerStream", reply), stoppable=True)
 
 
-def _plan(
-    reader: Reader, contexts: Sequence[Context], question: str, memory: Conversation, how: Reply
-) -> Plan:
-    """The prompt with as much of the conversation as fits: recent turns raw, older ones as rows.
+def _read(
+    reader: Reader,
+    contexts: Sequence[Context],
+    question: str,
+    memory: Conversation,
+    how: Reply,
+    room: int,
+) -> tuple[list[Context], Sequence[Turn]]:
+    """As much of the conversation as fits: older turns with the documents, recent ones raw.
 
-    The oldest rows go first, then the oldest raw turns.
+    The oldest rows go first, then the oldest raw turns. Unless all is raw, spans have rows left.
     """
-    from ..prompt import question_prompt
+    from ..prompt import fit, question_prompt
 
+    free = _rows_for_spans(reader, contexts, question, how, room)
     most = memory.num_recent(int(reader.window * memory.raw_share))
     for num_raw, part in product(range(most, -1, -1), _PARTS):
         earlier = memory.earlier(num_raw, part)
@@ -221,10 +262,26 @@ def _plan(
         history = memory.turns[len(memory.turns) - num_raw :]
         prompt = question_prompt(reader, read, question, history)
         try:
-            return reader.plan(prompt, how.k, how.max_new_tokens)
+            ks = prompt.each_k(fit(prompt, how.k, room))
+            fit(prompt, how.k, room - (free if max(ks, default=1) > 1 else 0))
+            return read, history
         except WindowError as error:
             refused = error
     raise refused
+
+
+def _rows_for_spans(
+    reader: Reader, contexts: Sequence[Context], question: str, how: Reply, room: int
+) -> int:
+    """Rows that turns leave to spans: half of what these could take of the documents alone."""
+    from ..expand import rows_of_spans
+    from ..prompt import fit, question_prompt
+
+    plain = question_prompt(reader, contexts, question)
+    fit(plain, how.k, room)  # raises: not even the documents fit
+    k = tuple(context.coarsest_k for context in contexts) if how.k == AUTO else how.k
+    most = rows_of_spans(reader, contexts, plain, k=k, expand=how.expand, room=room)
+    return most // 2
 
 
 def _keep(memory: Conversation, question: str, said: str) -> None:
@@ -238,3 +295,14 @@ def _keep(memory: Conversation, question: str, said: str) -> None:
             if len(memory.turns) == num_before:  # else it came after the store had it
                 memory.keep(question, said)
             raise
+
+
+def _cite(reader: Reader, plan: Plan, said: str, how: Reply) -> None:
+    """Says where an answer comes from if that was asked; Ctrl-C stops it."""
+    from ..cite import citations
+
+    if how.cite:
+        try:
+            print_citations(citations(reader, plan, said))
+        except KeyboardInterrupt:
+            typer.echo(" [stopped]", err=True)

@@ -1,4 +1,4 @@
-"""What `ask` shows beside an answer: which spans are read raw, and the sentences it draws on.
+"""What `ask` and `chat` show beside an answer: spans that are read raw, sentences it draws on.
 
 Imports no torch until a question is asked.
 """
@@ -69,8 +69,12 @@ def parse_expand(text: str) -> int | str:
     )
 
 
-def ranker_of(spans: str) -> SpanRanker:
+def ranker_of(spans: str, kept_bytes: int = 0) -> SpanRanker:
     """What chooses spans.
+
+    Args:
+        spans: as the option says.
+        kept_bytes: of words that are kept for the next question on the same contexts.
 
     Raises:
         MissingExtraError: it is an embedding model, and sentence-transformers is not installed.
@@ -78,7 +82,7 @@ def ranker_of(spans: str) -> SpanRanker:
     from ..expand import ByAttention, ByEmbedding, ByWords
 
     if spans == WORDS:
-        return ByWords()
+        return ByWords(kept_bytes)
     return ByAttention() if spans == ATTENTION else ByEmbedding(spans)
 
 
