@@ -1,16 +1,17 @@
 """Makes the released embedder: int8 weights, measured, with model card and README figures.
 
-    python scripts/release.py runs/stage1/embedder --num-targets 16 \
+    python scripts/release.py runs/questions/embedder --num-targets 16 \
         --data books-eval.parquet code-eval.parquet docs-eval.parquet
 
-Without a folder, the released embedder is measured again. Writes the package's released embedder,
-docs/results/release.json, and the blocks between `numbers:begin` and `numbers:end` in README.md and
-docs/training.md.
+Without a folder, the released embedder is measured again; else scripts/training_curve.py comes
+before. Writes the package's released embedder, docs/results/release.json, and the blocks between
+`numbers:begin` and `numbers:end` in README.md and docs/training.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import sys
@@ -18,15 +19,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
+from training_curve import parts_of
 
 from extensible_embedding import ExtensibleEmbedder, Reader
 from extensible_embedding.checkpoint import MODEL_CARD
+from extensible_embedding.evals.markdown import markdown_table
 from extensible_embedding.evals.records import LmRecord, provenance, write_records
 from extensible_embedding.evals.release import recovery_table, release
 from extensible_embedding.released import RELEASED_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "release.json"
+TRAINING = ROOT / "docs" / "results" / "training.json"
+"""What scripts/training_curve.py keeps."""
 TRAINING_TEXT = """public-domain
 English books, Python packages, technical and encyclopedic prose, none of it in the evaluation sets,
 and questions: made from those texts without a model, and from FairytaleQA, QMSum, NQ-open and bAbI.
@@ -60,7 +65,7 @@ def main() -> None:
             seed=options.seed,
             command=command,
             base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
-            training_text=TRAINING_TEXT,
+            training_text=f"{TRAINING_TEXT}\n\n{training_curve()}",
             int8_cost_nats=None if options.embedder else cost_before(),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -68,6 +73,23 @@ def main() -> None:
     write_records(records, RESULTS, configuration=configuration)
     fill("README.md", readme_block(records, embedder, command, facts))
     fill("docs/training.md", training_block(embedder))
+
+
+def training_curve() -> str:
+    """Hours, hardware and losses of the training, for the card."""
+    kept = json.loads(TRAINING.read_text("utf-8"))
+    rows = [
+        [number, f"{end:,}", f"{loss:.2f}"]
+        for number, stage in enumerate(kept["stages"], start=1)
+        for end, loss in parts_of(stage)
+    ]
+    table = markdown_table(["stage", "up to step", "mean training loss"], rows)
+    return f"""\
+About {kept["hours"]:g} hours on {kept["hardware"]}. `configs/release-text.yaml`, then
+`configs/release-questions.yaml`, make it again; the loss is in nats a predicted token, and that of
+the second stage is of other text: longer, and with questions.
+
+{table}"""
 
 
 def cost_before() -> float:
@@ -114,10 +136,12 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage5.yaml`,
-the first 1,000 steps of `configs/gpu.yaml` and `configs/stage6.yaml` say with which settings.
+{record.get("steps", 0):,} steps; `configs/release-text.yaml` and `configs/release-questions.yaml`
+say with which settings.
 Losses, recovery and how they were measured:
 [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
+
+![Training loss against steps](images/training-loss.svg)
 """
 
 
