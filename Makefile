@@ -88,7 +88,7 @@ test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they a
 test-page: $(STAMP) ## Run the tests of the server's page in Chromium, which must be installed
 	@$(BIN)/python -m pytest -m browser $(ARGS)
 
-serve-load: $(STAMP) ## Ask a server from 64 clients for 10 minutes (ARGS=...)
+serve-load: $(STAMP) ## Ask a server all that clients ask, 64 at once for 10 minutes (ARGS=...)
 	@$(BIN)/python benchmarks/serve_load.py $(ARGS)
 
 test-crash: $(STAMP) ## Kill processes that change a store, again and again (RUNS=...)

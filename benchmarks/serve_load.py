@@ -1,11 +1,14 @@
 """Many clients at once: no error, flat memory, and what the server costs beside its engine.
 
-In: how many clients, how long, which engine. Out: answers, errors, tokens a second through the
-server and through the engine alone in turn, and the memory of the server's process over time.
+In: how many clients, how long, what they ask, which engine. Out: answers by kind, errors, time to
+the first token, tokens a second, and the memory of the server's process over time.
 
     python benchmarks/serve_load.py --clients 64 --minutes 10 --json out.json
+    python benchmarks/serve_load.py --mix one --alone-minutes 1
 
-The engine `echo` gives tokens at a fixed pace without a model: what is left is the server itself.
+What is asked is in `serve_mix`. With `--mix one` all ask the same, and the engine alone is asked
+that too. The engine `echo` gives tokens at a fixed pace without a model: what is left is the server
+itself, the embedder, and the plans of prompts.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch
+from serve_mix import BOOK, MIXES, QUESTION, MixedClient, Tally
 
 from extensible_embedding import ContextStore, ExtensibleEmbedder, Reader
 from extensible_embedding.released import RELEASED_FOLDER
@@ -35,9 +38,10 @@ from extensible_embedding.serve.app import server_of
 from extensible_embedding.serve.choice import EngineChoice, choose_engine
 from extensible_embedding.serve.engines.base import Engine, NewTokens, Request, Sampling
 from extensible_embedding.serve.service import Service
-from extensible_embedding.serve.settings import ServeSettings
+from extensible_embedding.serve.settings import Limits, ServeSettings
 
-QUESTION = "Who is the heroine, and where does she live?"
+LONG_CHARS = 8
+"""For each row of the window: a token of English has about four."""
 
 
 class Echo(Engine):
@@ -62,29 +66,9 @@ class Echo(Engine):
             yield NewTokens(token_ids=(self.token,), finish_reason=reason)
 
 
-@dataclass
-class Tally:
-    """What came back."""
-
-    answers: int = 0
-    tokens: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    first_s: list[float] = field(default_factory=list)
-    took_s: float = 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        """From the first request to the last answer."""
-        return self.tokens / self.took_s
-
-    def failed(self, what: str) -> None:
-        """Counts an error."""
-        self.errors[what] = self.errors.get(what, 0) + 1
-
-
 def models(options: argparse.Namespace) -> tuple[Reader, ExtensibleEmbedder, Engine]:
     """The reader, its embedder and the engine."""
-    reader = Reader.from_pretrained(options.reader)
+    reader = Reader.from_pretrained(options.reader, window=options.window)
     embedder = ExtensibleEmbedder.from_pretrained(options.embedder, reader)
     if options.engine == "echo":
         token = int(reader.encode(" heroine")[0])
@@ -100,10 +84,11 @@ def serve(options: argparse.Namespace, store: str, port: Any) -> None:
     """The server's process; says its port when it is ready."""
     torch.set_num_threads(1)
     reader, embedder, engine = models(options)
-    settings = ServeSettings(max_requests=4 * options.clients, k=16)
+    most = 4 * options.clients
+    settings = ServeSettings(max_requests=most, k=16, limits=Limits(max_concurrent=most))
     service = Service(reader, embedder, engine, ContextStore(store), settings)
     text = options.text.read_text(encoding="utf-8")[: options.characters]
-    service.store.add("book", text, embedder, k=16)
+    service.store.add(BOOK, text, embedder, k=16)
     server = server_of(service, "127.0.0.1", 0)
     threading.Thread(target=_tell, args=(server, port), daemon=True).start()
     server.run()
@@ -115,66 +100,35 @@ def _tell(server: Any, port: Any) -> None:
     port.put(server.servers[0].sockets[0].getsockname()[1])
 
 
-async def ask(client: httpx2.AsyncClient, options: argparse.Namespace, tally: Tally) -> None:
-    """One streamed question, to its end."""
-    body = {
-        "model": "extensible",
-        "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": options.new_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "extensible": {"contexts": ["book"]},
-    }
-    start, first, usage = time.monotonic(), None, None
-    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        if answer.status_code != 200:
-            tally.failed(str(answer.status_code))
-            return
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                tally.failed(event["error"]["message"])
-                return
-            if any(choice["delta"].get("content") for choice in event["choices"]):
-                first = first or time.monotonic() - start  # the first event names the role alone
-            usage = event.get("usage") or usage
-    if usage is None:
-        tally.failed("no usage")
-        return
-    tally.answers += 1
-    tally.tokens += usage["completion_tokens"]
-    tally.first_s.append(first or 0.0)
-
-
 async def through_server(url: str, options: argparse.Namespace, seconds: float) -> Tally:
     """All clients, each asking again and again."""
     tally, end = Tally(), time.monotonic() + seconds
+    text = options.text.read_text(encoding="utf-8")
+    long_chars = LONG_CHARS * options.window
     limits = httpx2.Limits(max_connections=options.clients)
-    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
 
-        async def one() -> None:
+        async def one(number: int) -> None:
+            client = MixedClient(
+                http, number, options.mix, text, long_chars, options.new_tokens, tally
+            )
             while time.monotonic() < end:
-                try:
-                    await ask(client, options, tally)
-                except httpx2.HTTPError as error:
-                    tally.failed(type(error).__name__)
+                await client.ask()
 
         start = time.monotonic()
-        await asyncio.gather(*(one() for _ in range(options.clients)))
+        await asyncio.gather(*(one(number) for number in range(options.clients)))
         tally.took_s = time.monotonic() - start
     return tally
 
 
 async def engine_alone(options: argparse.Namespace, seconds: float, store: str) -> Tally:
-    """The same requests to the engine, without a server."""
+    """The requests of the mix `one` to the engine, without a server."""
     from extensible_embedding.prompt import question_prompt
     from extensible_embedding.store.reading import lazy_context
 
     torch.set_num_threads(1)
     reader, _, engine = models(options)
-    context = lazy_context(ContextStore(store).open("book"))
+    context = lazy_context(ContextStore(store).open(BOOK))
     plan = reader.plan(question_prompt(reader, [context], QUESTION), "auto", options.new_tokens)
     parts = tuple(part for part in plan.prompt.tensors(reader, plan.ks) if len(part))
     sampling = Sampling(max_new_tokens=options.new_tokens)
@@ -185,7 +139,7 @@ async def engine_alone(options: argparse.Namespace, seconds: float, store: str) 
         while time.monotonic() < end:
             async for piece in engine.generate(request):
                 tally.tokens += len(piece.token_ids)
-            tally.answers += 1
+            tally.answers["contexts"] += 1
 
     async with engine:
         start = time.monotonic()
@@ -214,11 +168,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--alone-minutes", type=float, default=1.0)
+    parser.add_argument("--mix", choices=list(MIXES), default="mixed", help="what is asked")
+    parser.add_argument("--alone-minutes", type=float, default=1.0, help="with --mix one")
     parser.add_argument("--engine", default="echo", help="echo, or one of `extensible serve`")
     parser.add_argument("--pause-ms", type=float, default=50.0, help="of echo, between tokens")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--characters", type=int, default=20_000, help="of the context")
+    parser.add_argument("--window", type=int, default=1024, help="rows of the reader's")
     parser.add_argument("--reader", default="default")
     parser.add_argument("--embedder", default=str(RELEASED_FOLDER))
     parser.add_argument(
@@ -237,7 +193,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, store: str) -> dict[str, Any]:
-    """The server first, then its engine alone."""
+    """The server, and with `one` its engine alone after it."""
     context = multiprocessing.get_context("spawn")
     port = context.Queue()
     process = context.Process(target=serve, args=(options, store, port))
@@ -258,20 +214,42 @@ def measure(options: argparse.Namespace, store: str) -> dict[str, Any]:
     finally:
         process.terminate()
         process.join(60)
-    alone = asyncio.run(engine_alone(options, 60 * options.alone_minutes, store))
-    return {
+    result = {
         "clients": options.clients,
         "minutes": round(tally.took_s / 60, 2),
         "engine": options.engine,
-        "answers": tally.answers,
-        "errors": tally.errors,
+        "mix": options.mix,
+        "answers": dict(tally.answers),
+        "errors": dict(tally.errors),
+        "told_to_wait": tally.told_to_wait,
         "tokens_per_s": round(tally.tokens_per_s, 1),
-        "engine_alone_tokens_per_s": round(alone.tokens_per_s, 1),
-        "overhead": round(1 - tally.tokens_per_s / alone.tokens_per_s, 4),
-        "median_first_token_s": round(statistics.median(tally.first_s or [0.0]), 3),
+        "first_token_s": _spread(tally.first_s),
         "memory_mib": readings,
+        "memory_growth_mib": growth(readings),
         "cores": os.cpu_count(),
     }
+    if options.mix == "one":
+        alone = asyncio.run(engine_alone(options, 60 * options.alone_minutes, store))
+        result["engine_alone_tokens_per_s"] = round(alone.tokens_per_s, 1)
+        result["overhead"] = round(1 - tally.tokens_per_s / alone.tokens_per_s, 4)
+    return result
+
+
+def growth(readings: list[float]) -> float | None:
+    """From the second quarter of the time to the last one; the first fills what is kept."""
+    quarter = len(readings) // 4
+    if not quarter:
+        return None
+    before, after = readings[quarter : 2 * quarter], readings[-quarter:]
+    return round(statistics.median(after) - statistics.median(before), 1)
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    """Of streamed answers: the median, and what 19 of 20 had."""
+    if len(seconds) < 2:
+        return {}
+    cuts = statistics.quantiles(seconds, n=20)
+    return {"median": round(statistics.median(seconds), 3), "p95": round(cuts[-1], 3)}
 
 
 if __name__ == "__main__":
