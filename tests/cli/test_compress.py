@@ -14,7 +14,7 @@ from extensible_embedding.cli.compress import name_of
 from extensible_embedding.store.names import check_name
 from extensible_embedding.store.segment import ROW_TYPES
 
-from .conftest import Run, refused
+from .conftest import Run, plain, refused
 
 
 @pytest.fixture
@@ -42,6 +42,56 @@ def test_how_it_is_kept(run: Run, book: Path, out: Path) -> None:
     assert run("compress", book, "--out", out, *options).exit_code == 0
     stored = kept(out, "A novel")
     assert (stored.settings.k, stored.settings.row_type) == (2, "int8")
+
+
+def test_a_title_and_metadata(run: Run, book: Path, out: Path) -> None:
+    given = ("--title", " A \n novel", "--metadata", "year=1817", "--metadata", "motto=a = b")
+    for _ in range(2):
+        result = run("compress", "book.txt", "--out", "out", *given)
+        assert result.exit_code == 0, result.output
+    assert "nothing was computed" in result.stdout
+    stored = kept(out)
+    assert stored.title == "A novel"
+    assert stored.metadata == {"source": "book.txt", "year": "1817", "motto": "a = b"}
+    shown = plain(run("store", "show", "out", "book", models=False).stdout)
+    assert "title A novel" in shown
+    assert "year 1817, motto a = b" in shown
+    facts = json.loads(run("store", "show", "out", "book", "--json", models=False).stdout)
+    assert (facts["title"], facts["metadata"]["year"]) == ("A novel", "1817")
+    assert run("compress", "book.txt", "--out", "out").exit_code == 0  # and is left as it is
+    assert kept(out).title == "A novel"
+
+
+def test_another_title_of_a_kept_text_needs_replace_and_computes_nothing(
+    run: Run, book: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("compress", book, "--out", out).exit_code == 0
+    monkeypatch.setattr(ExtensibleEmbedder, "compress", lambda *a, **b: pytest.fail("computed"))
+    for given in (("--title", "Emma"), ("--metadata", "year=1815")):
+        result = run("compress", book, "--out", out, *given)
+        refused(result, 2, "one title and metadata", "out:book'", "--replace")
+    both = ("--title", "Emma", "--metadata", "year=1815", "--replace")
+    assert run("compress", book, "--out", out, *both).exit_code == 0
+    assert (kept(out).title, kept(out).metadata["year"]) == ("Emma", "1815")
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_unusable_titles_and_metadata(run: Run, book: Path, out: Path) -> None:
+    compress = ("compress", book, "--out", out)
+    refused(run(*compress, book, "--title", "Emma"), 2, "--title", "2 files", "one by one")
+    refused(run(*compress, "--title", " "), 2, "--title is a text", "' '", "leave it out")
+    for word in ("year", "=1817"):
+        refused(run(*compress, "--metadata", word), 2, "KEY=VALUE", repr(word), "year=1817")
+    twice = ("--metadata", "year=1", "--metadata", "year=2")
+    refused(run(*compress, *twice), 2, "each key once", "'1' and '2'", "give one")
+    assert not out.exists()
+
+
+def test_metadata_are_of_each_file(run: Run, book: Path, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "other.txt").write_text("The other book is about something else.")
+    result = run("compress", book, "other.txt", "--out", out, "--metadata", "shelf=3")
+    assert result.exit_code == 0, result.output
+    assert [each.metadata["shelf"] for each in ContextStore(out)] == ["3", "3"]
 
 
 def test_compress_json(run: Run, book: Path, out: Path) -> None:

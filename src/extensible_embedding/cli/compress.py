@@ -59,6 +59,24 @@ def compress(
             help="What one file's context is called; by default the file's name without ending.",
         ),
     ] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(
+            "--title",
+            metavar="TEXT",
+            help="One file's title, which the reader sees where it reads several contexts; by "
+            "default the file's own, or its name.",
+        ),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metadata",
+            metavar="KEY=VALUE",
+            help="A text to keep beside each context, such as `year=1817`; several times for "
+            "several. `extensible store show` shows them.",
+        ),
+    ] = None,
     replace: Annotated[
         bool,
         typer.Option(
@@ -80,9 +98,17 @@ def compress(
     """
     scale_factor = parse_kept_k(k)
     names = context_names(files, name)
+    title, told = title_of(files, title), parse_metadata(metadata or [])
     documents = [read_document(file) for file in files]
-    store = store_to_fill("--out", out)
-    kept = Kept(store, out, k=scale_factor, row_type=row_type.value, replace=replace)
+    kept = Kept(
+        store_to_fill("--out", out),
+        out,
+        k=scale_factor,
+        row_type=row_type.value,
+        replace=replace,
+        title=title,
+        metadata=told,
+    )
     for one, document in zip(names, documents, strict=True):
         kept.check_text(one, document)
     _compress(kept, names, documents, models, as_json=as_json)
@@ -115,9 +141,52 @@ def name_of(file: Path) -> str:
     return short.decode(errors="ignore").strip() or "context"
 
 
-def _shown_path(document: Document) -> str:
-    """Where a text came from, in characters that can be shown: names of files may hold others."""
-    return document.source.encode(errors="replace").decode()
+def title_of(files: Sequence[Path], title: str | None) -> str:
+    """A title on one line, empty if none is given.
+
+    Raises:
+        InputError: one is given for several files, or it is blank.
+    """
+    if title is None:
+        return ""
+    if len(files) > 1:
+        raise InputError(
+            f"--title is that of one context, but there are {len(files)} files; compress them one "
+            "by one, or leave it out."
+        )
+    if not title.strip():
+        raise InputError(
+            f"--title is a text, but it is {title!r}; give some words, or leave it out."
+        )
+    return _shown(" ".join(title.split()))
+
+
+def parse_metadata(words: Sequence[str]) -> dict[str, str]:
+    """Metadata from KEY=VALUE.
+
+    Raises:
+        InputError: a word is none, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for word in map(_shown, words):
+        key, equals, value = word.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise InputError(
+                f"--metadata is KEY=VALUE, but it is {word!r}; give for example year=1817."
+            )
+        if key in found:
+            raise InputError(
+                f"--metadata has each key once, but {key!r} is both {found[key]!r} and {value!r}; "
+                "give one of these."
+            )
+        found[key] = value
+    return found
+
+
+def _shown(text: str) -> str:
+    """In characters that can be shown: arguments and names of files may hold others."""
+    return text.encode(errors="replace").decode()
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -139,13 +208,22 @@ class Kept:
     """What is to be kept, where and how, and whether it is there already."""
 
     def __init__(
-        self, store: ContextStore, place: str, *, k: int, row_type: str, replace: bool
+        self,
+        store: ContextStore,
+        place: str,
+        *,
+        k: int,
+        row_type: str,
+        replace: bool,
+        title: str,
+        metadata: dict[str, str],
     ) -> None:
         self.store, self.place = store, place
         self.k, self.row_type, self.replace = k, row_type, replace
+        self.title, self.metadata = title, metadata
 
     def check_text(self, name: str, document: Document) -> None:
-        """Raises InputError if the name stands for another text that may not be replaced."""
+        """Raises InputError if the name stands for another text or title that may not go."""
         if self.replace or name not in self.store:
             return
         if self.store.open(name).text() != document.text:
@@ -153,9 +231,21 @@ class Kept:
                 f"A name stands for one text, but {shown(self.place, name)!r} is another than "
                 f"{document.source!r}; give --replace to put this one in its place, or --name."
             )
+        if not self._is_told(name):
+            raise InputError(
+                f"A name stands for one title and metadata, but those of "
+                f"{shown(self.place, name)!r} are others than --title and --metadata say; give "
+                "--replace, which computes nothing again, or --name."
+            )
+
+    def _is_told(self, name: str) -> bool:
+        """Whether a context has the title and the metadata that are given, if any are."""
+        manifest = self.store.manifest(name)
+        has_title = self.title in ("", manifest.title)
+        return has_title and self.metadata.items() <= manifest.metadata.items()
 
     def has(self, name: str, document: Document, embedder: ExtensibleEmbedder) -> bool:
-        """Whether the store has just this: the text, by this embedder, at this k.
+        """Whether the store has just this: text and title, by this embedder, at this k.
 
         Raises:
             InputError: it has the text in another form, which may not be replaced.
@@ -164,7 +254,7 @@ class Kept:
             return False
         other = self._other_form(name, embedder)
         if other is None:
-            return self.store.open(name).text() == document.text
+            return self.store.open(name).text() == document.text and self._is_told(name)
         if not self.replace:
             form = ("--k", str(self.k), "--row-type", self.row_type)
             reembed = command("reembed", self.place, name, *form)
@@ -222,8 +312,8 @@ def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedde
             embedder,
             k=kept.k,
             row_type=kept.row_type,
-            title=document.title,
-            metadata={"source": _shown_path(document)},
+            title=kept.title or document.title,
+            metadata={"source": _shown(document.source), **kept.metadata},
             replace=kept.replace,
             progress=progress,
         )
@@ -233,7 +323,7 @@ def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedde
 def _result(kept: Kept, name: str, document: Document, seconds: float | None) -> dict[str, Any]:
     manifest = kept.store.manifest(name)
     return {
-        "source": _shown_path(document),
+        "source": _shown(document.source),
         "name": name,
         "context": shown(kept.place, name),
         "title": manifest.title,
