@@ -33,7 +33,7 @@ DERIVE := $(BIN)/python scripts/make_derivatives.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-page test-crash serve-load test-llama test-vllm check docs-check docs \
+.PHONY: help demo install kvpress test test-e2e test-slow test-gpu test-page test-llm test-crash serve-load test-llama test-vllm check docs-check docs \
 	derivatives check-derivatives clean
 
 help: ## List the targets
@@ -86,7 +86,10 @@ test-gpu: $(STAMP) ## Run the tests that need an accelerator (without one they a
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-page: $(STAMP) ## Run the tests of the server's page in Chromium, which must be installed
-	@$(BIN)/python -m pytest -m browser $(ARGS)
+	@$(BIN)/python -m pytest -rs -m browser tests/serve/page $(ARGS)
+
+test-llm: $(STAMP) ## Ask the server with the tool llm, which must be on the PATH (pipx install llm)
+	@$(BIN)/python -m pytest -rs tests/serve/test_llm.py $(ARGS)
 
 serve-load: $(STAMP) ## Ask a server all that clients ask, 64 at once for 10 minutes (ARGS=...)
 	@$(BIN)/python benchmarks/serve_load.py $(ARGS)
