@@ -13,7 +13,8 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from extensible_embedding.serve.app import create_app
+from extensible_embedding.errors import EngineError
+from extensible_embedding.serve.app import create_app, run
 from extensible_embedding.serve.keys import Keys
 from extensible_embedding.serve.service import Service
 
@@ -127,3 +128,14 @@ def test_what_is_no_json_is_told_so(service: Service, body: bytes) -> None:
     assert answer.status_code == 400
     assert "The body is JSON" in answer.json()["error"]["message"]
     assert answer.json()["error"]["code"] == "invalid_json"
+
+
+def test_why_an_engine_does_not_start_is_told(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(_: SimpleEngine) -> SimpleEngine:
+        raise EngineError("vLLM does not start with such a dtype; correct it.")
+
+    monkeypatch.setattr(SimpleEngine, "__aenter__", start)
+    with pytest.raises(EngineError, match="such a dtype"):
+        run(service, "127.0.0.1", 0, lambda _: None)

@@ -95,6 +95,7 @@ def run(service: Service, host: str, port: int, started: Callable[[str], None]) 
 
     Raises:
         InputError: the address cannot be listened at.
+        ExtensibleError: the engine does not start, and why.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -107,7 +108,12 @@ def run(service: Service, host: str, port: int, started: Callable[[str], None]) 
     with listening:
         shown = f"[{host}]" if ":" in host else host
         started(f"http://{shown}:{listening.getsockname()[1]}")
-        server_of(service, host, port).run(sockets=[listening])
+        try:
+            server_of(service, host, port).run(sockets=[listening])
+        except SystemExit:  # uvicorn's, which says no more than that it did not start
+            if service.failure is None:
+                raise
+            raise service.failure from None
 
 
 def server_of(service: Service, host: str, port: int) -> uvicorn.Server:

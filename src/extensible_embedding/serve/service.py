@@ -17,7 +17,7 @@ from typing import TypeVar
 from ..cite import Citation, citations
 from ..context import Context
 from ..embedder import ExtensibleEmbedder
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, ExtensibleError, StorageError
 from ..expand import ByWords
 from ..reader import Reader
 from ..store.store import ContextStore
@@ -99,6 +99,8 @@ class Service:
             engine.numbers,
         )
         self.created = int(time.time())
+        self.failure: ExtensibleError | None = None
+        """Why it does not run, for whoever started it by way of a web server."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:
@@ -106,6 +108,9 @@ class Service:
         try:
             async with self.engine:
                 yield self
+        except ExtensibleError as error:
+            self.failure = error
+            raise
         finally:
             for thread in self._threads:
                 await thread.stop()
