@@ -6,6 +6,7 @@ A context's text is some lines of a poem, whose number is kept beside it: half o
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,16 @@ import torch
 from torch import Tensor
 
 from extensible_embedding import ExtensibleEmbedder
+from extensible_embedding.store.mending import reembed, repair
+from extensible_embedding.store.portable import export_context, import_context, merge_stores
 from extensible_embedding.store.segment import keep
 from extensible_embedding.store.store import ContextStore
 
 NAMES = ("a log", "Novel", "\u65e5\u672c", "x", "y")
-KINDS = ("add", "append", "append", "append", "rename", "delete", "compact")
+KINDS = (
+    *("add", "append", "append", "append", "replace", "reembed"),
+    *("rename", "import", "merge", "delete", "delete", "compact"),
+)
 MOST_LINES = 40
 
 
@@ -50,38 +56,59 @@ State = dict[str, Kept]
 
 def after(state: State, change: Change) -> State:
     """What a store holds after a change."""
+    return stages(state, change)[-1]
+
+
+def stages(state: State, change: Change) -> list[State]:
+    """What a store may hold while a change is made: first what it did, last what it is to hold."""
     others = {name: kept for name, kept in state.items() if name != change.name}
-    if change.kind == "add":
-        return {**state, change.name: Kept(change.poem, change.lines, change.k, change.row_type)}
+    made = Kept(change.poem, change.lines, change.k, change.row_type)
+    if change.kind in ("add", "replace"):
+        return [state, {**others, change.name: made}]
     if change.kind == "append":
         kept = state[change.name]
-        return {**others, change.name: replace(kept, lines=kept.lines + change.lines)}
+        return [state, {**others, change.name: replace(kept, lines=kept.lines + change.lines)}]
+    if change.kind == "reembed":
+        kept = replace(state[change.name], k=change.k, row_type=change.row_type)
+        return [state, {**others, change.name: kept}]
     if change.kind == "rename":
-        return {**others, change.new_name: state[change.name]}
-    return others if change.kind == "delete" else dict(state)
+        return [state, {**others, change.new_name: state[change.name]}]
+    if change.kind == "import":
+        return [state, {**state, change.new_name: state[change.name]}]
+    if change.kind == "merge":  # of two contexts, in any order
+        one, two = ({**state, name: made} for name in (change.name, change.new_name))
+        return [state, one, two, {**one, **two}]
+    return [state, others if change.kind == "delete" else dict(state)]
 
 
 def drawn(state: State, draw: random.Random) -> Change:
     """A random change that such a store can take."""
     free = [name for name in NAMES if name not in state]
     kind = draw.choice(KINDS) if len(state) > 1 else "add"
-    if kind == "add" and free:
+    if kind in ("add", "merge") and free:
         twin = draw.choice([None, None, *state.values()])  # its content is shared
-        kept = twin or Kept(
-            draw.randrange(1000),
-            draw.randint(1, 20),
-            draw.choice([4, 8]),
-            draw.choice(["bfloat16", "int8"]),
-        )
-        return Change("add", draw.choice(free), **asdict(kept))
+        kept = asdict(twin or _drawn_context(draw))
+        if kind == "merge":
+            return Change("merge", free[0], free[-1], **kept)
+        return Change("add", draw.choice(free), **kept)
     name = draw.choice(sorted(state))
-    if kind == "rename" and free:
-        return Change("rename", name, draw.choice(free))
+    if kind in ("rename", "import") and free:
+        return Change(kind, name, draw.choice(free))
     if kind == "delete" or state[name].lines > MOST_LINES:
         return Change("delete", name)
     if kind == "append":
         return Change("append", name, lines=draw.randint(1, 5), poem=state[name].poem)
+    if kind == "replace":
+        return Change("replace", name, **asdict(_drawn_context(draw)))
+    if kind == "reembed":
+        made = _drawn_context(draw)
+        return Change("reembed", name, k=made.k, row_type=made.row_type)
     return Change("compact")
+
+
+def _drawn_context(draw: random.Random) -> Kept:
+    number, lines = draw.randrange(1000), draw.randint(1, 20)
+    return Kept(number, lines, draw.choice([4, 8]), draw.choice(["bfloat16", "int8"]))
 
 
 def poem(number: int, first: int, last: int) -> str:
@@ -89,26 +116,59 @@ def poem(number: int, first: int, last: int) -> str:
     return "".join(f"{number * line % 991}: caf\u00e9 {line}\n" for line in range(first, last))
 
 
+def prepare(store: ContextStore, change: Change, embedder: ExtensibleEmbedder) -> None:
+    """Makes what a change takes from outside of the store, beside its folder."""
+    file, other = _beside(store)
+    if change.kind == "import":
+        export_context(store, change.name, file)
+    elif change.kind == "merge":
+        shutil.rmtree(other, ignore_errors=True)
+        for name in {change.name, change.new_name}:
+            _add(ContextStore(other), replace(change, name=name), embedder)
+
+
+def _beside(store: ContextStore) -> tuple[Path, Path]:
+    """An exported context, and another store."""
+    folder = store.place.folder
+    return folder.with_name(f"{folder.name}.xctx"), folder.with_name(f"{folder.name}.other")
+
+
 def apply(store: ContextStore, change: Change, state: State, embedder: ExtensibleEmbedder) -> None:
-    """Makes a change."""
-    if change.kind == "add":
-        store.add(
-            change.name,
-            poem(change.poem, 0, change.lines),
-            embedder,
-            k=change.k,
-            row_type=change.row_type,
-            metadata={"poem": change.poem},
-        )
+    """Makes a change that was prepared."""
+    file, other = _beside(store)
+    if change.kind in ("add", "replace"):
+        _add(store, change, embedder, replace=change.kind == "replace")
     elif change.kind == "append":
         first = state[change.name].lines
         store.append(change.name, poem(change.poem, first, first + change.lines), embedder)
+    elif change.kind == "reembed":
+        reembed(store, change.name, embedder, k=change.k, row_type=change.row_type)
+    elif change.kind == "repair":
+        repair(store, embedder)
     elif change.kind == "rename":
         store.rename(change.name, change.new_name)
+    elif change.kind == "import":
+        import_context(store, file, change.new_name)
+    elif change.kind == "merge":
+        merge_stores(store, ContextStore(other))
     elif change.kind == "delete":
         store.delete(change.name)
     else:
         store.compact()
+
+
+def _add(
+    store: ContextStore, change: Change, embedder: ExtensibleEmbedder, *, replace: bool = False
+) -> None:
+    store.add(
+        change.name,
+        poem(change.poem, 0, change.lines),
+        embedder,
+        k=change.k,
+        row_type=change.row_type,
+        metadata={"poem": change.poem},
+        replace=replace,
+    )
 
 
 class Checker:

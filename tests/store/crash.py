@@ -9,6 +9,8 @@ moment: what it has finished must be there, what it was at is there whole or not
 process, which reads and verifies all contexts all the time, must never see an error, a fault or
 half of a context.
 
+Children that repair what was damaged follow, one for each four of these runs, killed as well.
+
 With --steps 1, children also kill themselves before each call that changes the disk, in turn; with
 --steps 2 before every other one.
 """
@@ -24,13 +26,11 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import conftest
 import torch
@@ -40,39 +40,15 @@ from extensible_embedding.errors import InputError
 from extensible_embedding.store.checking import verify
 from extensible_embedding.store.store import ContextStore
 
-from .changes import Change, Checker, Kept, State, after, apply, drawn
+from .changes import Change, Checker, Kept, State, after, apply, drawn, prepare, stages
+from .children import die_before, ended, forked
+from .repairs import kill_each_repair, kill_repairs
 
 CHANGES = 8
 """Within so many changes a run is killed."""
-ON_DISK = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link"}
 
 
-# -- children -------------------------------------------------------------------------------------
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Does something in a child; returns its process id."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    code = 3
-    try:
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended(process: int) -> int:
-    """Waits for a child; returns its exit code, or minus the signal that killed it."""
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    if code > 0:
-        raise RuntimeError(f"A child failed with exit code {code}; its error is above.")
-    return code
+# -- a child's journal ----------------------------------------------------------------------------
 
 
 def write_down(journal: int, said: object) -> None:
@@ -96,6 +72,7 @@ def make_changes(
     journal = os.open(f"{folder}.journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
     store = ContextStore(folder, wait_s=5.0)  # the lock of a killed child went with it
     for change in changes:
+        prepare(store, change, embedder)
         write_down(journal, asdict(change))
         os.write(told, b"b")
         apply(store, change, state, embedder)
@@ -111,7 +88,7 @@ def possible(folder: Path, state: State) -> list[State]:
     states, path = [state], Path(f"{folder}.journal")
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
         said = json.loads(line)
-        states = states[-1:] if said == "done" else [states[-1], after(states[-1], Change(**said))]
+        states = states[-1:] if said == "done" else stages(states[-1], Change(**said))
     path.unlink(missing_ok=True)
     return states
 
@@ -206,8 +183,8 @@ def kill_often(folder: Path, embedder: ExtensibleEmbedder, runs: int, seed: int)
             state = checker.state()
             assert state in states, f"run {number}: found {state}, but expected one of {states}"
             report["runs"] += 1
-            report["within_a_change"] += len(states) == 2 and states[0] != states[1]
-            report["committed_by_then"] += len(states) == 2 and states[0] != state == states[1]
+            report["within_a_change"] += states[0] != states[-1]
+            report["committed_by_then"] += states[0] != states[-1] == state
     for _ in range(2):  # what the last one left is no fault
         faults = verify(ContextStore(folder))
         assert not faults, faults
@@ -251,6 +228,10 @@ STEPPED = (
     Change("add", "twin", **asdict(BASE["log"])),
     Change("append", "log", poem=3, lines=7),
     Change("append", "x", poem=7, lines=1),
+    Change("replace", "log", poem=11, lines=6),
+    Change("reembed", "log", k=8, row_type="int8"),
+    Change("import", "log", "copy"),
+    Change("merge", "one", "two", poem=13, lines=4),
     Change("rename", "log", "tree"),
     Change("rename", "x", "X"),
     Change("delete", "log"),
@@ -267,10 +248,11 @@ def kill_each_step(folder: Path, embedder: ExtensibleEmbedder, every: int) -> di
     orphan.mkdir()
     (orphan / f"{'0' * 64}.txt").write_text("left by a killed change")
     checker = Checker(folder / "copy", embedder)
-    return {
+    counts = {
         f"{change.kind} {change.name}".strip(): steps_of(change, base, checker, every)
         for change in STEPPED
     }
+    return {**counts, **kill_each_repair(base, checker, every)}
 
 
 def steps_of(change: Change, base: Path, checker: Checker, every: int) -> int:
@@ -279,8 +261,9 @@ def steps_of(change: Change, base: Path, checker: Checker, every: int) -> int:
     while code:
         copy = Path(shutil.copytree(base, checker.folder))
         code = ended(forked(partial(killed_before, copy, change, checker.embedder, step)))
-        state, done = checker.state(), after(BASE, change)
-        assert state in ((BASE, done) if code and not committed else (done,)), (change, step, state)
+        state, states = checker.state(), stages(BASE, change)
+        done = states[-1]
+        assert state in (states if code and not committed else [done]), (change, step, state)
         assert not verify(ContextStore(copy)), (change, step)
         committed = state == done != BASE
         next_change_works(checker, state, change)
@@ -291,18 +274,9 @@ def steps_of(change: Change, base: Path, checker: Checker, every: int) -> int:
 
 def killed_before(folder: Path, change: Change, embedder: ExtensibleEmbedder, step: int) -> None:
     """Makes a change, but does not live to make a call to the disk."""
-    left = step
-
-    def count(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal left
-        writes = event == "open" and bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        if event in ON_DISK or writes:
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     store = ContextStore(folder)
-    sys.addaudithook(count)
+    prepare(store, change, embedder)
+    die_before(step)
     apply(store, change, BASE, embedder)
 
 
@@ -333,6 +307,8 @@ def main() -> None:
         if options.steps:
             found["steps"] = kill_each_step(Path(folder), embedder, options.steps)
         found.update(kill_often(Path(folder) / "store", embedder, options.runs, options.seed))
+        checker = Checker(Path(folder) / "store", embedder)
+        found.update(kill_repairs(checker, -(-options.runs // 4), options.seed))
     found["seconds"] = round(time.monotonic() - began, 1)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
