@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from extensible_embedding import BusyError, ExtensibleEmbedder
-from extensible_embedding.store import contents, growth
+from extensible_embedding import BusyError, ExtensibleEmbedder, StorageError
+from extensible_embedding.store import contents, growth, locks
 from extensible_embedding.store.locks import LOCK_FILE, locked_contexts, locked_store
+from extensible_embedding.store.names import folder_of as name_folder
 from extensible_embedding.store.store import ContextStore
 
 from .conftest import OTHER, TEXT, files_in, folder_of, text_of
@@ -143,3 +147,44 @@ def test_the_same_text_while_its_twin_goes(
     full.add("twin", TEXT, embedder)
     assert full["twin"].text() == TEXT
     assert "novel" not in full
+
+
+def test_files_that_are_no_locks_stay(full: ContextStore) -> None:
+    root = full.place.folder
+    (root / f"{LOCK_FILE}.old").mkdir()
+    (root / f"{LOCK_FILE}.txt").touch()
+    full.compact()
+    assert locks_in(root) == [LOCK_FILE, f"{LOCK_FILE}.old", f"{LOCK_FILE}.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has other locks")
+def test_a_lock_that_cannot_be_taken_leaves_none_of_the_others_taken(
+    full: ContextStore,
+) -> None:
+    root, names = full.place.folder, sorted(["novel", "new"], key=name_folder)
+    (root / f"{LOCK_FILE}.{name_folder(names[1]).rpartition('/')[2]}").mkdir()
+    with pytest.raises(StorageError, match="Is a directory"), locked_contexts(root, names, 0.1):
+        pass
+    with locked_contexts(root, names[:1], 0.1):
+        pass
+    assert len(locks_in(root)) == 2  # that of the store, and the folder
+
+
+def test_a_change_that_is_stopped_while_it_gives_its_lock_back(
+    full: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C: `chat` goes on after it, with the same context."""
+    root, give = full.place.folder, locks._give_all
+
+    def stopped(*args: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(locks, "locked_store", Mock(side_effect=KeyboardInterrupt))
+            give(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "_give_all", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            full.append("novel", "x", embedder)
+    at_once(full).append("novel", "y", embedder)
+    assert full["novel"].text() == TEXT + "xy"
+    assert locks_in(root) == [LOCK_FILE]

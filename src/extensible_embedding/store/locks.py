@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import BusyError, StorageError
 from .files import disk_faults
-from .names import folder_of
+from .names import folder_of, is_folder
 
 LOCK_FILE = "lock"
 _POLL_S = 0.05
@@ -33,7 +33,7 @@ class _Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.give: Callable[[], object] = _nothing
+        self._give: Callable[[], object] = _nothing
 
     def take(self) -> bool:
         """Whether nobody else has it: it is taken then. Does not wait."""
@@ -43,7 +43,7 @@ class _Lock:
                 lock.acquire(timeout=0)
             except Timeout:
                 return False
-            self.give = lock.release
+            self._give = lock.release
             return True
         import fcntl  # `FileLock` would empty the file, which may be somebody's
 
@@ -53,8 +53,16 @@ class _Lock:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        self.give = partial(os.close, descriptor)  # and the lock goes
+        except BaseException:  # a disk without locks
+            os.close(descriptor)
+            raise
+        self._give = partial(os.close, descriptor)  # and the lock goes
         return True
+
+    def give(self) -> None:
+        """Gives it back, if it is taken."""
+        give, self._give = self._give, _nothing
+        give()
 
     def remove(self) -> None:
         """Removes its file, of one that is taken, and gives it back."""
@@ -134,7 +142,7 @@ def locked_if_free(root: Path, key: str) -> Iterator[bool]:
 def keys_of_locks(root: Path) -> list[str]:
     """Last parts of the folders whose contexts are, or were, being changed."""
     names = (path.name.partition(".") for path in root.glob(f"{LOCK_FILE}.*"))
-    return sorted(key for _, _, key in names)
+    return sorted(key for _, _, key in names if is_folder(key))
 
 
 def _key(name: str) -> str:
@@ -142,23 +150,22 @@ def _key(name: str) -> str:
 
 
 def _take_all(locks: Sequence[_Lock]) -> bool:
-    taken: list[_Lock] = []
-    for lock in locks:
-        if not lock.take():
-            for each in taken:
-                each.remove()
-            return False
-        taken.append(lock)
+    with ExitStack() as taken:
+        for lock in locks:
+            if not lock.take():
+                return False
+            taken.callback(lock.remove)
+        taken.pop_all()
     return True
 
 
 def _give_all(root: Path, locks: Sequence[_Lock]) -> None:
     """Without the lock of the store another process may just open the files: then they stay."""
     try:
-        with locked_store(root, _GIVING_S):
+        with suppress(StorageError), locked_store(root, _GIVING_S):
             for lock in locks:
                 lock.remove()
-    except StorageError:
+    finally:
         for lock in locks:
             lock.give()
 
