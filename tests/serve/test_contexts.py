@@ -404,3 +404,25 @@ def test_what_is_deleted_does_not_wait_for_a_text_that_is_read(
         assert more.result().status_code == 200
         assert gone.result().status_code == 200
     assert not len(store)
+
+
+@pytest.mark.parametrize("change", ["add", "append"])
+def test_what_is_deleted_right_after_it_was_kept(
+    api: TestClient, store: ContextStore, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The answer is that of what was kept, not an error that tells where the store is."""
+    assert api.post("/v1/contexts", json={"name": "a", "text": WORDS}).status_code == 201
+    make = getattr(ContextStore, change)
+
+    def then_deleted(self: ContextStore, name: str, *args: Any, **kwargs: Any) -> Any:
+        made = make(self, name, *args, **kwargs)
+        store.delete(name)
+        return made
+
+    monkeypatch.setattr(ContextStore, change, then_deleted)
+    if change == "add":
+        answer = api.post("/v1/contexts", json={"name": "b", "text": WORDS})
+    else:
+        answer = api.post("/v1/contexts/a/append", json={"text": WORDS})
+    assert answer.status_code in (200, 201), answer.text
+    assert answer.json()["tokens"] == len(WORDS) * (1 + (change == "append"))

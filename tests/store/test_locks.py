@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,6 +14,7 @@ import pytest
 
 from extensible_embedding import BusyError, ExtensibleEmbedder, StorageError
 from extensible_embedding.store import contents, growth, locks
+from extensible_embedding.store import store as store_module
 from extensible_embedding.store.locks import LOCK_FILE, locked_contexts, locked_store
 from extensible_embedding.store.names import folder_of as name_folder
 from extensible_embedding.store.store import ContextStore
@@ -188,3 +190,18 @@ def test_a_change_that_is_stopped_while_it_gives_its_lock_back(
     at_once(full).append("novel", "y", embedder)
     assert full["novel"].text() == TEXT + "xy"
     assert locks_in(root) == [LOCK_FILE]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_replaced_may_come_or_go_while_one_waits(
+    full: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    name = "novel" if there else "new"
+
+    def after_another(*args: Any) -> AbstractContextManager[None]:
+        monkeypatch.setattr(store_module, "locked_contexts", locked_contexts)
+        full.delete(name) if there else full.add(name, TEXT, embedder)
+        return locked_contexts(*args)
+
+    monkeypatch.setattr(store_module, "locked_contexts", after_another)
+    assert full.add(name, OTHER, embedder, replace=True).text() == OTHER

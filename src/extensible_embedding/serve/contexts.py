@@ -117,7 +117,7 @@ class Library:
                     param="name",
                 )
             self._check_room(client, text, is_new=not there, instead_of=stored_name)
-            self.store.add(
+            stored = self.store.add(
                 stored_name,
                 text,
                 self.embedder,
@@ -128,7 +128,7 @@ class Library:
                 replace=replace,
                 progress=progress,
             )
-            return self._own_kept(client, name)
+            return Kept(name=name, shared=False, manifest=stored.manifest)
 
         return await self._embedding.run_stoppable(job, client)
 
@@ -138,8 +138,8 @@ class Library:
         def job(progress: Callable[[int, int], None]) -> Kept:
             self._check_own(client, name)
             self._check_room(client, text)
-            self.store.append(_own(client, name), text, self.embedder, progress=progress)
-            return self._own_kept(client, name)
+            stored = self.store.append(_own(client, name), text, self.embedder, progress=progress)
+            return Kept(name=name, shared=False, manifest=stored.manifest)
 
         return await self._embedding.run_stoppable(job, client)
 
@@ -235,10 +235,6 @@ class Library:
                 manifest = self.store.manifest(stored_name)
                 return Kept(name=name, shared=stored_name != _own(client, name), manifest=manifest)
         raise _unknown(name)
-
-    def _own_kept(self, client: Client, name: str) -> Kept:
-        manifest = self.store.manifest(_own(client, name))
-        return Kept(name=name, shared=False, manifest=manifest)
 
     def _check_own(self, client: Client, name: str) -> None:
         if not is_name(name) or self._find(client, name).shared:

@@ -167,7 +167,7 @@ class ContextStore:
             changed=now,
         )
         piece = tokenized(embedder.reader, text) if text else None
-        with self.changing(name, new=not (replace and name in self)) as folder:
+        with self.changing(name, new=True, replace=replace) as folder:
             segments: Sequence[Segment] = ()
             if piece is not None:
                 end = chunk_chains(piece, manifest.settings.chunk_tokens, "")[-1]
@@ -258,12 +258,15 @@ class ContextStore:
                         self._clean(root / CONTEXTS / key)
 
     @contextmanager
-    def changing(self, name: str, *, new: bool = False, also: str = "") -> Iterator[Path]:
+    def changing(
+        self, name: str, *, new: bool = False, replace: bool = False, also: str = ""
+    ) -> Iterator[Path]:
         """Yields a context's folder, for whoever changes it; others of the same wait meanwhile.
 
         Args:
             name: of the context.
             new: whether it is not there yet.
+            replace: whether a new one may be there all the same.
             also: another name that is taken by this change.
 
         Raises:
@@ -271,7 +274,7 @@ class ContextStore:
             StorageError, BusyError: as `add`.
         """
         with self._locked(*filter(None, (name, also))) as root:
-            if new:
+            if new and not (replace and name in self):
                 self._check_new(name)
             else:
                 self.manifest(name)
