@@ -119,6 +119,14 @@ def test_what_is_quoted_is_left_out(quoted: list[tuple[int, int]], expected: str
     assert (found and text[slice(*found)]) == expected
 
 
+def test_blanks_are_not_the_longest_part() -> None:
+    text = f"It was. No?{20 * chr(10)}Then all went."
+    end = text.index("Then")
+    assert _unquoted(text, 8, end, [(0, 8)]) == (8, 11)
+    assert _unquoted(text, 4, end, [(8, 11)]) == (0, 7)
+    assert _unquoted(text, 11, end, []) is None
+
+
 def test_several_contexts_and_raw_text(embedder: ExtensibleEmbedder) -> None:
     reader = embedder.reader
     contexts = [

@@ -191,7 +191,7 @@ def _unquoted(
     for begins, ends in sorted(quoted):
         parts.append((start, min(begins, last)))
         start = max(start, ends)
-    first, last = max([*parts, (start, last)], key=lambda part: part[1] - part[0])
+    first, last = max([*parts, (start, last)], key=lambda part: len(text[slice(*part)].strip()))
     if not text[first:last].strip():
         return None
     start, end = _sentences(text, first, last)
