@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -132,6 +132,23 @@ def test_nothing_begins_while_the_store_is_locked(
     ):
         at_once(full).append("other", "x", embedder)
     assert files_in(full.place.folder) == before
+
+
+def test_files_of_locks_go_only_with_the_lock_of_the_store(
+    full: ContextStore, embedder: ExtensibleEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two writers would have locked a file and its successor."""
+    monkeypatch.setattr(locks, "_GIVING_S", 0.1)
+    root = full.place.folder
+    with ExitStack() as others:
+        with locked_contexts(root, ["novel"], 1.0):
+            others.enter_context(locked_store(root, 1.0))
+        assert len(locks_in(root)) == 2
+        with pytest.raises(BusyError, match="changes a store"):
+            at_once(full).compact()
+        assert len(locks_in(root)) == 2
+    full.append("novel", "x", embedder)
+    assert locks_in(root) == [LOCK_FILE]
 
 
 def test_the_same_text_while_its_twin_goes(
