@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,10 @@ def test_files_that_may_not_be_read(full: ContextStore) -> None:
             full.open("novel")
         path.chmod(0o644)
     assert full["novel"].text() == TEXT
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has other permissions")
+def test_whoever_may_read_the_manifest_may_read_the_rows(full: ContextStore) -> None:
+    files = [path for path in folder_of(full, "novel").iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".txt"}
+    assert len({path.stat().st_mode for path in files}) == 1

@@ -193,7 +193,10 @@ def put_by_hash(folder: Path, ending: str, fill: Callable[[Path], object]) -> tu
     """
     temporary = _temporary(folder)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         fill(temporary)
+        temporary.chmod(mode)  # safetensors lets nobody but the owner read
         name, size = f"{hash_file(temporary)}{ending}", temporary.stat().st_size
         flush(temporary)
         os.replace(temporary, folder / name)
