@@ -42,17 +42,19 @@ def main() -> None:
 def stage_of(folder: Path) -> dict[str, Any]:
     """Steps of a stage, and (step, loss) as the trainer has logged them."""
     state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
-    losses = [(each["step"], round(each["loss"], 4)) for each in state["log_history"]]
+    log = state["log_history"]
+    losses = [(each["step"], round(each["loss"], 4)) for each in log if "loss" in each]
     return {"steps": state["global_step"], "losses": losses}
 
 
 def parts_of(stage: dict[str, Any]) -> list[tuple[int, float]]:
-    """(last step, mean loss) of equal parts of a stage."""
+    """(last step, mean loss) of equal parts of a stage; of those in which a loss was logged."""
     ends = [stage["steps"] * part // PARTS for part in range(PARTS + 1)]
-    return [
-        (end, fmean(loss for step, loss in stage["losses"] if start < step <= end))
+    parts = [
+        (end, [loss for step, loss in stage["losses"] if start < step <= end])
         for start, end in zip(ends, ends[1:], strict=False)
     ]
+    return [(end, fmean(losses)) for end, losses in parts if losses]
 
 
 def draw(stages: Sequence[dict[str, Any]]) -> None:
