@@ -1,11 +1,12 @@
 """Makes the released embedder: int8 weights, measured, with model card and README figures.
 
-    python scripts/release.py runs/questions/embedder --num-targets 16 \
+    python scripts/release.py runs/hidden-start-questions/embedder --num-targets 16 \
         --data books-eval.parquet code-eval.parquet docs-eval.parquet
 
-Without a folder, the released embedder is measured again; else scripts/training_curve.py comes
-before. Writes the package's released embedder, docs/results/release.json, and the blocks between
-`numbers:begin` and `numbers:end` in README.md and docs/training.md.
+Without a folder, the released embedder is measured again. If scripts/training_curve.py has kept the
+curve of a training, the card has it. Writes the package's released embedder,
+docs/results/release.json, and the blocks between `numbers:begin` and `numbers:end` in README.md and
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main() -> None:
             seed=options.seed,
             command=command,
             base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
-            training_text=f"{TRAINING_TEXT}\n\n{training_curve()}",
+            training_text=f"{TRAINING_TEXT}\n\n{training_curve()}".rstrip(),
             int8_cost_nats=None if options.embedder else cost_before(),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -76,7 +77,9 @@ def main() -> None:
 
 
 def training_curve() -> str:
-    """Hours, hardware and losses of the training, for the card."""
+    """Hours, hardware and losses of the training, for the card; nothing if they were not kept."""
+    if not TRAINING.exists():
+        return ""
     kept = json.loads(TRAINING.read_text("utf-8"))
     rows = [
         [number, f"{end:,}", f"{loss:.2f}"]
@@ -85,9 +88,8 @@ def training_curve() -> str:
     ]
     table = markdown_table(["stage", "up to step", "mean training loss"], rows)
     return f"""\
-About {kept["hours"]:g} hours on {kept["hardware"]}. `configs/release-text.yaml`, then
-`configs/release-questions.yaml`, make it again; the loss is in nats a predicted token, and that of
-the second stage is of other text: longer, and with questions.
+About {kept["hours"]:g} hours on {kept["hardware"]}. The loss is in nats a predicted token; stages
+differ in their text and scale factors.
 
 {table}"""
 
@@ -136,12 +138,10 @@ def training_block(embedder: ExtensibleEmbedder) -> str:
     record = embedder.training_record
     return f"""\
 The released embedder has seen {record.get("tokens", 0):,} predicted tokens in
-{record.get("steps", 0):,} steps; `configs/release-text.yaml` and `configs/release-questions.yaml`
-say with which settings.
+{record.get("steps", 0):,} steps; `configs/stage1.yaml` to `stage5.yaml`,
+the first 1,000 steps of `configs/gpu.yaml` and `configs/stage6.yaml` say with which settings.
 Losses, recovery and how they were measured:
 [model card](../src/extensible_embedding/assets/smollm2-135m-instruct/README.md).
-
-![Training loss against steps](images/training-loss.svg)
 """
 
 

@@ -1,10 +1,10 @@
 """Keeps the curve of a training: the trainer's own log -> docs/results/training.json and a figure.
 
-    python scripts/training_curve.py runs/text/checkpoint-2320 runs/questions/checkpoint-460 \
+    python scripts/training_curve.py runs/one/checkpoint-2320 runs/two/checkpoint-440 \
         --hours 4.9 --hardware "two CPU cores"
 
-The checkpoints are the last of each stage. The model card and docs/training.md take the hours, the
-hardware and the losses from there.
+The checkpoints are the last of each stage. The model card takes the hours, the hardware and
+the losses from there.
 """
 
 from __future__ import annotations
