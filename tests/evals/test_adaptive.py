@@ -78,7 +78,7 @@ def test_it_is_another_version_where_what_it_reads_by_is(tiny_embedder: Extensib
         make_method(name, tiny_embedder, k=8).version
         for name in ("extensible-adaptive", "extensible-mixed")
     )
-    assert (adaptive, mixed) == (11, 11), "raise both where mixed precision reads otherwise"
+    assert (adaptive, mixed) == (11, 10), "raise both where mixed precision reads otherwise"
 
 
 @pytest.mark.parametrize("best", [0, 1, 2])
@@ -175,14 +175,15 @@ def test_the_three_ways_differ(tiny_embedder: ExtensibleEmbedder) -> None:
     assert len(kinds) == 3
 
 
-def test_its_way_with_spans_is_mixed_precision(tiny_embedder: ExtensibleEmbedder) -> None:
+def test_its_way_with_spans_reads_more_of_them_than_mixed_does(
+    tiny_embedder: ExtensibleEmbedder,
+) -> None:
     here, room = passage(num_tokens=900), 10 * PIECE_TOKENS
     third = ExtensibleAdaptive(tiny_embedder, 8)._ways[2].read(here, room)
     mixed = make_method("extensible-mixed", tiny_embedder, k=8).read(here, room)
     assert isinstance(third, FollowingReading)
     assert isinstance(mixed, FollowingReading)
-    assert third.room == mixed.room == 3 * PIECE_TOKENS
-    torch.testing.assert_close(embeds(third.first), embeds(mixed.first))
+    assert (third.room, mixed.room) == (3 * PIECE_TOKENS, 2 * PIECE_TOKENS)
 
 
 @pytest.mark.parametrize(("tail", "num_tokens"), [("magic number?", 480), ("", 200)])

@@ -46,7 +46,7 @@ def test_spans_follow_the_text(tiny_embedder: ExtensibleEmbedder) -> None:
     """Once the text speaks of something else, what is told of that is read raw."""
     filler, sun, moon = (piece(words) for words in ("rain fell", "sun rose red", "moon sank pale"))
     context = torch.cat([filler, sun, filler, filler, moon, *[filler] * 8, sun])
-    room = 6 * PIECE_TOKENS
+    room = 10 * PIECE_TOKENS
     reading = following(tiny_embedder, context, room)
     recent = context[-((room - 1) // 2) :]
     embed = tiny_embedder.reader.embed_tokens

@@ -62,7 +62,7 @@ def test_where_no_question_follows_a_span_is_read_with_what_came_after_it(
     """What followed the like of the context's end is what may come again."""
     filler, before, after = piece("rain fell"), piece("magic seven"), piece("then the sun rose")
     context = torch.cat([*[filler] * 3, before, after, *[filler] * 8, before])
-    room = 6 * PIECE_TOKENS
+    room = 10 * PIECE_TOKENS
     passage = Passage(head=ids("H"), context=context, tail=context[:0])
     reading = first(make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room))
     recent = context[-((room - 1) // 2) :]

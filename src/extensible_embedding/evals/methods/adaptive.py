@@ -21,6 +21,8 @@ SWITCH_TOKENS = 32
 """Of the text that follows, after which another way may read on."""
 RECENT_SHARE = 5 / 6
 """Of the room that is recent text where no spans are read: rows reach far in little of it."""
+FOLLOWING_SHARE = 1 / 3
+"""Of the room that is spans where they are read: it is the way of texts that repeat themselves."""
 HALF_LIFE_TOKENS = 128
 """After so many more tokens a loss counts half: texts change."""
 AHEAD_NATS = 4.0
@@ -107,11 +109,11 @@ class ExtensibleAdaptive(Extensible):
     ) -> None:
         cache = cache or RowCache(embedder)
         super().__init__(embedder, k, cache=cache, **settings)
-        self._mixed = ExtensibleMixed(embedder, k, cache=cache)
+        self._otherwise = ExtensibleMixed(embedder, k, cache=cache)
         self._ways: tuple[Method, ...] = (
             Truncate(embedder.reader),
             Extensible(embedder, k, recent_share=RECENT_SHARE, cache=cache),
-            self._mixed,
+            ExtensibleMixed(embedder, k, following_share=FOLLOWING_SHARE, cache=cache),
         )
 
     def read(self, passage: Passage, room: int) -> Reading:
@@ -119,7 +121,7 @@ class ExtensibleAdaptive(Extensible):
         room_for_context(passage, room)
         num_trial = min(TRIAL_TOKENS, passage.num_next)
         if len(passage.tail) or num_trial < 1 or len(passage.context) <= room + num_trial:
-            return self._mixed.read(passage, room)
+            return self._otherwise.read(passage, room)
         early = Passage(head=passage.head, context=passage.context[:-num_trial], tail=passage.tail)
         end = passage.context[-num_trial:]
         return AdaptiveReading(

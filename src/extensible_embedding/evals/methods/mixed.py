@@ -22,9 +22,10 @@ class ExtensibleMixed(Extensible):
 
     Spans are those that share most words with the question (BM25), as many as `expand="auto"` takes
     and parted as there. Where no question follows, the end of the text asks, again and again as it
-    goes on (`FollowingReading`); then `recent_share` of the room is recent text, `following_share`
-    spans, and the rest rows of the older text. With k="auto" it is the smallest k at which all
-    older text fits. What does not fit is left out, oldest first.
+    goes on (`FollowingReading`); then `recent_share` of the room is recent text, and spans get
+    less, since rows tell more of a story than any passage of it. The rest is rows of the older
+    text. With k="auto" it is the smallest k at which all older text fits. What does not fit is
+    left out, oldest first.
 
     Args:
         embedder: as of `Extensible`.
@@ -34,7 +35,7 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 11
+    version = 10
     reads_all = False
     usual_recent_share = 0.5
 
@@ -43,7 +44,7 @@ class ExtensibleMixed(Extensible):
         embedder: ExtensibleEmbedder,
         k: int | None = None,
         *,
-        following_share: float = 1 / 3,
+        following_share: float = 1 / 6,
         **settings: Any,
     ) -> None:
         super().__init__(embedder, k, **settings)
