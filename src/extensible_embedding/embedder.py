@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all)."""
 
 _PROBES = 16
-_LEAST_PLACES = 8
+LEAST_PLACES = 8
 """Outputs that are computed at a time at the least. Matrix products of a few rows only, on CPUs,
 sum in another order, and a row's last digits would depend on how many others are computed."""
 
@@ -307,7 +307,7 @@ class ExtensibleEmbedder(nn.Module, EmbedderHubMixin):
         places = sampler.places(chunks.shape[1], k)
         if places is None:
             return torch.cat([sampler.rows(output, k) for output in self(chunks)])
-        filled = torch.cat([places, places[-1:].expand(max(0, _LEAST_PLACES - len(places)))])
+        filled = torch.cat([places, places[-1:].expand(max(0, LEAST_PLACES - len(places)))])
         outputs: Tensor = self(chunks, filled.to(chunks.device))[:, : len(places)]
         return outputs.flatten(0, 1)
 

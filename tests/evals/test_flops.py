@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -76,7 +77,10 @@ def test_a_quantised_configuration_has_the_shape_of_its_model() -> None:
 
 
 def test_operations_of_a_context_by_hand(tiny_embedder: ExtensibleEmbedder) -> None:
-    """Layers: 2 * 32 * (32 + 32) + 2 * 32 * 16 + 3 * 32 * 64; chunks of 16 tokens."""
+    """Layers: 2 * 32 * (32 + 32) + 2 * 32 * 16 + 3 * 32 * 64; chunks of 16 tokens.
+
+    At least eight outputs of a chunk are computed.
+    """
     shape = shape_of(tiny_embedder.reader.model.config)
     weights, mlp = 32 * (32 + 32) + 2 * 32 * 16 + 3 * 32 * 64, 3 * 32 * 64
     assert (shape.layer_weights, shape.mlp_weights, shape.attention_width) == (weights, mlp, 32)
@@ -85,7 +89,9 @@ def test_operations_of_a_context_by_hand(tiny_embedder: ExtensibleEmbedder) -> N
         layers = 2 * (2 * weights * tokens + 4 * 32 * tokens * (tokens + 1) // 2)
         return layers - 2 * mlp * (tokens - rows) + 2 * 32 * 32 * rows
 
-    assert compress_flops(shape, tiny_embedder.config, 40, 4) == 2 * chunk(16, 4) + chunk(8, 2)
+    assert compress_flops(shape, tiny_embedder.config, 40, 4) == 2 * chunk(16, 8) + chunk(8, 8)
+    wide = dataclasses.replace(tiny_embedder.config, chunk_tokens=64)
+    assert compress_flops(shape, wide, 128, 4) == 2 * chunk(64, 16)
     assert compress_flops(shape, tiny_embedder.config, 40, 1) == 0
     read = 4 * (2 * weights * 9 + 4 * 32 * 45) + 2 * 32 * 260
     assert read_flops(shape, 9) == read

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ..chunks import chunk_spans
 from ..downsampling import DOWN_SAMPLINGS, Picked, num_rows
-from ..embedder import EmbedderConfig
+from ..embedder import LEAST_PLACES, EmbedderConfig
 from ..picked import last_block
 
 
@@ -102,9 +102,10 @@ def compress_flops(shape: Shape, config: EmbedderConfig, num_tokens: int, k: int
         return 0
     picks = issubclass(DOWN_SAMPLINGS[config.down_sampling], Picked)
     lengths = [end - start for start, end in chunk_spans(num_tokens, config.chunk_tokens)]
+    computed = [max(LEAST_PLACES, num_rows(length, k)) if picks else None for length in lengths]
     return sum(
-        chunk_flops(shape, config, length, num_rows(length, k) if picks else None)
-        for length in lengths
+        chunk_flops(shape, config, length, places)
+        for length, places in zip(lengths, computed, strict=True)
     )
 
 
