@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ from extensible_embedding.serve.chat import Planner
 from extensible_embedding.serve.keys import Client, Key, Keys
 from extensible_embedding.serve.service import Service
 from extensible_embedding.serve.settings import Limits
-from extensible_embedding.store import store as store_module
 
 from .conftest import Make, SimpleEngine
 
@@ -376,53 +374,3 @@ def test_a_file_may_have_a_long_name(api: TestClient, letter: str) -> None:
     assert answer.status_code == 201, answer.text
     assert api.get("/v1/contexts/a/text").json()["text"] == "The heron waits."
     assert api.post("/v1/contexts/files", files={"file": file}).status_code == 201
-
-
-def test_what_is_deleted_does_not_wait_for_a_text_that_is_read(
-    api: TestClient, store: ContextStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unless it is that very context, which goes as soon as its text is whole."""
-    for name in ("a", "b"):
-        assert api.post("/v1/contexts", json={"name": name, "text": WORDS}).status_code == 201
-    here, go, make = threading.Event(), threading.Event(), store_module.make_segments
-
-    def slow(*args: Any, **kwargs: Any) -> list[Any]:
-        here.set()
-        assert go.wait(20)
-        return list(make(*args, **kwargs))
-
-    monkeypatch.setattr(store_module, "make_segments", slow)
-    with ThreadPoolExecutor(2) as pool:
-        more = pool.submit(api.post, "/v1/contexts/a/append", json={"text": WORDS})
-        assert here.wait(20)
-        assert api.delete("/v1/contexts/b").status_code == 200
-        gone = pool.submit(api.delete, "/v1/contexts/a")
-        assert api.get("/v1/contexts/a").json()["tokens"] == len(WORDS)
-        assert not more.done()
-        assert not gone.done()
-        go.set()
-        assert more.result().status_code == 200
-        assert gone.result().status_code == 200
-    assert not len(store)
-
-
-@pytest.mark.parametrize("change", ["add", "append"])
-def test_what_is_deleted_right_after_it_was_kept(
-    api: TestClient, store: ContextStore, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    """The answer is that of what was kept, not an error that tells where the store is."""
-    assert api.post("/v1/contexts", json={"name": "a", "text": WORDS}).status_code == 201
-    make = getattr(ContextStore, change)
-
-    def then_deleted(self: ContextStore, name: str, *args: Any, **kwargs: Any) -> Any:
-        made = make(self, name, *args, **kwargs)
-        store.delete(name)
-        return made
-
-    monkeypatch.setattr(ContextStore, change, then_deleted)
-    if change == "add":
-        answer = api.post("/v1/contexts", json={"name": "b", "text": WORDS})
-    else:
-        answer = api.post("/v1/contexts/a/append", json={"text": WORDS})
-    assert answer.status_code in (200, 201), answer.text
-    assert answer.json()["tokens"] == len(WORDS) * (1 + (change == "append"))

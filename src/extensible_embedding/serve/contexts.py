@@ -28,6 +28,8 @@ from .settings import ServeSettings
 from .workers import Worker
 
 _BETWEEN = ":"
+_MOMENT_S = 0.2
+"""That a deletion waits for others, before it queues behind the text that is being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Library:
         embedding: Worker,
     ) -> None:
         self.store, self.embedder, self.settings = store, embedder, settings
-        self._at_once = ContextStore(store.place.name, wait_s=0.0)
+        self._hasty = ContextStore(store.place.name, wait_s=_MOMENT_S)
         self._looking, self._embedding = looking, embedding
 
     async def add(
@@ -154,7 +156,7 @@ class Library:
             store.delete(_own(client, name))
 
         try:
-            await self._looking.run(lambda: job(self._at_once), client, first=True)
+            await self._looking.run(lambda: job(self._hasty), client, first=True)
         except BusyError:
             await self._embedding.run(lambda: job(self.store), client, first=True)
 
