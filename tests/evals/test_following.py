@@ -48,7 +48,7 @@ def test_spans_follow_the_text(tiny_embedder: ExtensibleEmbedder) -> None:
     context = torch.cat([filler, sun, filler, filler, moon, *[filler] * 8, sun])
     room = 10 * PIECE_TOKENS
     reading = following(tiny_embedder, context, room)
-    recent = context[-((room - 1) // 2) :]
+    recent = context[-(2 * (room - 1) // 3) :]
     embed = tiny_embedder.reader.embed_tokens
     for new, told in ((context[:0], sun), (ids("moon sank pale " * 6), moon)):
         found = reading.after(new).embeds

@@ -65,7 +65,7 @@ def test_where_no_question_follows_a_span_is_read_with_what_came_after_it(
     room = 10 * PIECE_TOKENS
     passage = Passage(head=ids("H"), context=context, tail=context[:0])
     reading = first(make_method("extensible-mixed", tiny_embedder, k=8).read(passage, room))
-    recent = context[-((room - 1) // 2) :]
+    recent = context[-(2 * (room - 1) // 3) :]
     raw = torch.cat([before, after, recent])
     assert torch.equal(reading.embeds[-len(raw) :], tiny_embedder.reader.embed_tokens(raw))
 
@@ -75,7 +75,7 @@ def test_recent_text_stays_raw_where_no_question_follows(
 ) -> None:
     context = torch.cat([piece(f"hill {number}") for number in range(10)])
     found = embeds(tiny_embedder, context, "", k=8)
-    recent = context[-((ROOM - 1) // 2) :]
+    recent = context[-(2 * (ROOM - 1) // 3) :]
     assert torch.equal(found[-len(recent) :], tiny_embedder.reader.embed_tokens(recent))
 
 
@@ -85,10 +85,11 @@ def test_auto_takes_the_smallest_k_at_which_the_older_text_fits(
     context = torch.cat([piece(f"hill {number}") for number in range(8)])
     method = make_method("extensible-mixed", tiny_embedder)
     passage = Passage(head=ids("H"), context=context, tail=context[:0])
-    reading = method.read(passage, ROOM)
-    left = ROOM - 1
-    older = len(context) - left // 2
-    room = left - left // 2 - PIECE_TOKENS
+    reading = method.read(passage, 6 * PIECE_TOKENS)
+    left = 6 * PIECE_TOKENS - 1
+    recent = int(2 / 3 * left)
+    older = len(context) - recent
+    room = left - recent - PIECE_TOKENS
     whole, rest = divmod(older, tiny_embedder.config.chunk_tokens)
 
     def rows(k: int) -> int:

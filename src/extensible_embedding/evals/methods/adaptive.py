@@ -23,6 +23,8 @@ RECENT_SHARE = 5 / 6
 """Of the room that is recent text where no spans are read: rows reach far in little of it."""
 FOLLOWING_SHARE = 1 / 3
 """Of the room that is spans where they are read: it is the way of texts that repeat themselves."""
+RECENT_BESIDE_SPANS = 1 / 2
+"""Of the room that is recent text there."""
 HALF_LIFE_TOKENS = 128
 """After so many more tokens a loss counts half: texts change."""
 AHEAD_NATS = 4.0
@@ -113,7 +115,13 @@ class ExtensibleAdaptive(Extensible):
         self._ways: tuple[Method, ...] = (
             Truncate(embedder.reader),
             Extensible(embedder, k, recent_share=RECENT_SHARE, cache=cache),
-            ExtensibleMixed(embedder, k, following_share=FOLLOWING_SHARE, cache=cache),
+            ExtensibleMixed(
+                embedder,
+                k,
+                recent_share=RECENT_BESIDE_SPANS,
+                following_share=FOLLOWING_SHARE,
+                cache=cache,
+            ),
         )
 
     def read(self, passage: Passage, room: int) -> Reading:

@@ -35,9 +35,8 @@ class ExtensibleMixed(Extensible):
     """
 
     name = "extensible-mixed"
-    version = 10
+    version = 11
     reads_all = False
-    usual_recent_share = 0.5
 
     def __init__(
         self,
