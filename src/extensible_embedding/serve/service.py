@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..cite import Citation, citations
@@ -45,10 +45,23 @@ class Answering:
     """An answer on its way; `usage` and `citations` are there when its pieces have come."""
 
     ready: Ready
-    pieces: AsyncGenerator[Piece]
-    usage: UsageCounts
+    window: int
+    """Rows of the reader's."""
+    pieces: AsyncGenerator[Piece] = field(default_factory=lambda: _none())
+    texts: list[str] = field(default_factory=list)
+    """Of the pieces that have come."""
+    num_new_tokens: int = 0
     citations: list[Citation] | None = None
-    text: str = ""
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self.texts)
+
+    @property
+    def usage(self) -> UsageCounts:
+        """Counted when it is asked for, not for each piece."""
+        return self.ready.usage(self.window, self.num_new_tokens)
 
 
 class Service:
@@ -164,11 +177,11 @@ class Service:
                 ready = await self._ready(client, request, plan, size)
             except CheckpointError:  # as a rule a context that was replaced while it was read
                 ready = await self._ready(client, request, plan, size)
-        usage = ready.usage(self.reader.window, 0)
+        answering = Answering(ready=ready, window=self.reader.window)
+        usage = answering.usage
         self.metrics.prompt_rows.observe(usage.extensible.rows)
         self.metrics.prompt_k.observe(usage.extensible.k)
         self.metrics.prompt_tokens.inc(usage.prompt_tokens)
-        answering = Answering(ready=ready, pieces=_none(), usage=usage)
         answering.pieces = self._pieces(answering, request, start, until)
         return answering
 
@@ -212,15 +225,13 @@ class Service:
             until,
             self.settings.request_timeout_s,
         )
-        counted = 0
         try:
             async for piece in pieces:
-                if not counted:
+                if not answering.num_new_tokens:
                     self.metrics.first_token.observe(time.monotonic() - start)
-                self.metrics.new_tokens.inc(piece.num_tokens - counted)
-                counted = piece.num_tokens
-                answering.text += piece.text
-                answering.usage = answering.ready.usage(self.reader.window, counted)
+                self.metrics.new_tokens.inc(piece.num_tokens - answering.num_new_tokens)
+                answering.num_new_tokens = piece.num_tokens
+                answering.texts.append(piece.text)
                 if piece.finish_reason and request.extensible.cite:
                     answering.citations = await self._citations(answering)
                 yield piece
