@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -91,7 +92,7 @@ def run(service: Service, host: str, port: int, started: Callable[[str], None]) 
         service: that answers.
         host: to listen at.
         port: to listen at; 0 takes any that is free.
-        started: called with the URL when requests are taken.
+        started: called with the URL when requests are taken; never if the engine does not start.
 
     Raises:
         InputError: the address cannot be listened at.
@@ -107,16 +108,28 @@ def run(service: Service, host: str, port: int, started: Callable[[str], None]) 
         ) from error
     with listening:
         shown = f"[{host}]" if ":" in host else host
-        started(f"http://{shown}:{listening.getsockname()[1]}")
+        server = server_of(service, host, port)
+        server.tell = partial(started, f"http://{shown}:{listening.getsockname()[1]}")
         try:
-            server_of(service, host, port).run(sockets=[listening])
+            server.run(sockets=[listening])
         except SystemExit:  # uvicorn's, which says no more than that it did not start
             if service.failure is None:
                 raise
             raise service.failure from None
 
 
-def server_of(service: Service, host: str, port: int) -> uvicorn.Server:
+class TellingServer(uvicorn.Server):
+    """Tells when requests are taken: the engine runs by then."""
+
+    tell: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.tell is not None and not self.should_exit:  # it was stopped while it started
+            self.tell()
+
+
+def server_of(service: Service, host: str, port: int) -> TellingServer:
     """A server that is ready to run; it stops at SIGINT and SIGTERM when its requests are done."""
     settings = service.settings
     config = uvicorn.Config(
@@ -131,7 +144,7 @@ def server_of(service: Service, host: str, port: int) -> uvicorn.Server:
         timeout_graceful_shutdown=max(1, round(settings.stop_timeout_s)),
         h11_max_incomplete_event_size=64 * 1024,
     )
-    return uvicorn.Server(config)
+    return TellingServer(config)
 
 
 def _operation_id(route: APIRoute) -> str:
