@@ -139,3 +139,24 @@ def test_why_an_engine_does_not_start_is_told(
     monkeypatch.setattr(SimpleEngine, "__aenter__", start)
     with pytest.raises(EngineError, match="such a dtype"):
         run(service, "127.0.0.1", 0, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        ("POST", CHAT, CHAT),
+        ("POST", "/v1/contexts/files", "/v1/contexts/files"),
+        ("PATCH", "/v1/contexts/heron", "/v1/contexts/{name}"),
+        ("POST", "/mcp", "/mcp"),
+        ("POST", "/heron", "none"),
+    ],
+)
+def test_what_the_gate_refuses_counts_under_its_route(
+    make: Make, method: str, path: str, route: str
+) -> None:
+    service = make(Keys([key("alice", max_body_bytes=10)]))
+    with TestClient(create_app(service)) as api:
+        body = {"content": b"x" * 11, "headers": {"Authorization": "Bearer alice"}}
+        assert api.request(method, path, **body).status_code == 413
+        assert api.request(method, path).status_code == 401
+    assert counted(service, route) == {"413": 1, "401": 1}

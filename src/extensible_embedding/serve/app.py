@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import uvicorn
@@ -64,7 +65,8 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
         dependencies=[Depends(HTTPBearer(auto_error=False))] if service.keys.required else [],
     )
     app.state.service = service
-    for router in (answers.router, *contexts.routers, state.router):
+    routers = (answers.router, *contexts.routers, state.router)
+    for router in routers:
         app.include_router(router)
     for route in tools_app.routes:
         # It keeps no sessions: a stream that a GET opens would never bring anything, and never end.
@@ -81,6 +83,7 @@ def create_app(service: Service, *, page: Path = PAGE) -> FastAPI:
         metrics=service.metrics,
         public=(*_PUBLIC, *files),
         watching=_WATCHING,
+        routes=(*chain.from_iterable(each.routes for each in routers), *app.routes),
     )
     return app
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import CLIENT_LEFT, ApiError, api_error, response_of
@@ -44,6 +45,7 @@ class Gate:
         metrics: where they are counted.
         public: paths that need no key and take no slot.
         watching: paths that take no slot: they tell of a server that has none left.
+        routes: of the app, in its order: where a request that is refused here would have gone.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class Gate:
         metrics: Metrics,
         public: Iterable[str],
         watching: Iterable[str] = (),
+        routes: Iterable[BaseRoute] = (),
     ) -> None:
         self.app, self.keys, self.slots = app, keys, slots
         self.settings, self.metrics = settings, metrics
         self.public, self.watching = frozenset(public), frozenset(watching)
+        self.routes = tuple(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -94,7 +98,7 @@ class Gate:
             await self.app(scope, body.receive, passage.send)
 
     def _count(self, scope: Scope, passage: _Passage) -> None:
-        route = getattr(scope.get("route"), "path", "") or "none"
+        route = self._route(scope)
         seconds = time.monotonic() - passage.start
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self.metrics.requests.labels(method, route, passage.ended_as).inc()
@@ -110,6 +114,16 @@ class Gate:
             **scope["state"].get("noted", {}),
             **(fault_fields(passage.fault) if passage.fault else {}),
         )
+
+    def _route(self, scope: Scope) -> str:
+        """The path of a request's route, its names in braces; "none" if there is no such route."""
+        found = scope.get("route")
+        if found is None:
+            matches = [(each.matches(scope)[0], each) for each in self.routes]
+            whole = (each for match, each in matches if match is Match.FULL)
+            partial = (each for match, each in matches if match is Match.PARTIAL)  # another method
+            found = next(whole, None) or next(partial, None)
+        return getattr(found, "path", "") or "none"
 
 
 def _stopping() -> ApiError:
