@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import BusyError, InputError, StorageError
@@ -122,10 +126,38 @@ def test_a_lock_that_is_a_link_is_not_followed(
     (tmp_path / "precious").write_text("mine")
     (full.place.folder / "lock").unlink()
     (full.place.folder / "lock").symlink_to(tmp_path / "precious")
-    with refused(StorageError, "cannot be written"):
+    with refused(StorageError, "is a link.* move it away"):
         full.append("novel", "x", embedder)
     assert (tmp_path / "precious").read_text() == "mine"
     assert full["novel"].text() == TEXT
+
+
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to(path.parent / "nothing")
+
+
+def _link_to_an_empty_file(path: Path) -> None:
+    (path.parent / "precious").touch()
+    path.symlink_to(path.parent / "precious")
+
+
+@pytest.mark.parametrize("put", [_link_to_nothing, _link_to_an_empty_file, Path.mkdir, os.mkfifo])
+def test_what_is_no_lock_but_is_named_so_stays_and_is_told(
+    full: ContextStore, embedder: ExtensibleEmbedder, put: Callable[[Path], object]
+) -> None:
+    root = full.place.folder
+    nobodys, novels = root / f"lock.{'0' * 40}", root / f"lock.{folder_of(full, 'novel').name}"
+    put(nobodys)
+    full.compact()
+    full.append("novel", "x", embedder)
+    put(novels)
+    for change in (full.compact, lambda: full.append("novel", "y", embedder)):
+        with refused(StorageError, f"{novels.name}.* move it away"):
+            change()
+    full.append("other", "x", embedder)
+    assert all(map(os.path.lexists, (nobodys, novels)))
+    assert not (root / "nothing").exists()
+    assert full["novel"].text() == f"{TEXT}x"
 
 
 def test_a_manifest_that_is_a_folder(full: ContextStore, embedder: ExtensibleEmbedder) -> None:

@@ -182,7 +182,7 @@ def test_a_lock_that_cannot_be_taken_leaves_none_of_the_others_taken(
 ) -> None:
     root, names = full.place.folder, sorted(["novel", "new"], key=name_folder)
     (root / f"{LOCK_FILE}.{name_folder(names[1]).rpartition('/')[2]}").mkdir()
-    with pytest.raises(StorageError, match="Is a directory"), locked_contexts(root, names, 0.1):
+    with pytest.raises(StorageError, match="a folder or"), locked_contexts(root, names, 0.1):
         pass
     with locked_contexts(root, names[:1], 0.1):
         pass

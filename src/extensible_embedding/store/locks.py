@@ -8,6 +8,7 @@ of giving them, so that a lock's file can go again. Knows nothing of what is cha
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,16 @@ class _Lock:
         self._give: Callable[[], object] = _nothing
 
     def take(self) -> bool:
-        """Whether nobody else has it: it is taken then. Does not wait."""
+        """Whether nobody else has it: it is taken then. Does not wait.
+
+        Raises:
+            StorageError: what is there is a link, or no file.
+        """
+        if _is_foreign(self.path):
+            raise StorageError(
+                f"A lock is a file of the store's own, but {str(self.path)!r} is a link, a folder "
+                "or no file at all; move it away: nothing of the store is in it."
+            )
         if sys.platform == "win32":
             lock = FileLock(self.path)
             try:
@@ -67,9 +77,17 @@ class _Lock:
     def remove(self) -> None:
         """Removes its file, of one that is taken, and gives it back."""
         with suppress(OSError):  # on Windows it is open
-            if not self.path.stat().st_size:
+            if not _is_foreign(self.path) and not self.path.stat().st_size:
                 self.path.unlink()
         self.give()
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something is there, but no file: a link, a folder. Links are not followed."""
+    try:
+        return not stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _nothing() -> None:
@@ -141,7 +159,8 @@ def locked_if_free(root: Path, key: str) -> Iterator[bool]:
 
 def keys_of_locks(root: Path) -> list[str]:
     """Last parts of the folders whose contexts are, or were, being changed."""
-    names = (path.name.partition(".") for path in root.glob(f"{LOCK_FILE}.*"))
+    own = (path for path in root.glob(f"{LOCK_FILE}.*") if not _is_foreign(path))
+    names = (path.name.partition(".") for path in own)
     return sorted(key for _, _, key in names if is_folder(key))
 
 
