@@ -116,7 +116,12 @@ def test_the_same_again_computes_nothing(
         assert "kept already, nothing was computed" in result.stdout
     (found,) = json.loads(run("compress", book, "--out", out, "--json").stdout)["contexts"]
     assert (found["computed"], found["tokens_per_s"]) == (False, None)
-    assert run("compress", book, "--out", out, "--name", "twin").exit_code == 0
+    result = run("compress", book, "--out", out, "--name", "twin")
+    assert result.exit_code == 0, result.output
+    assert "its rows were in the store, nothing was computed" in result.stdout
+    again = run("compress", book, "--out", out, "--name", "third", "--json")
+    (found,) = json.loads(again.stdout)["contexts"]
+    assert (found["name"], found["computed"], found["tokens_per_s"]) == ("third", False, None)
 
 
 def test_a_clash_of_names(

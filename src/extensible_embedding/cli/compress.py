@@ -6,6 +6,7 @@ import json
 import time
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -293,19 +294,34 @@ def _compress(
     there = [kept.has(name, document, embedder) for name, document in pairs]
     results = []
     for (name, document), done in zip(pairs, there, strict=True):
-        seconds = None if done else _keep(kept, name, document, embedder)
-        results.append(_result(kept, name, document, seconds))
+        work = _Work() if done else _keep(kept, name, document, embedder)
+        results.append(_result(kept, name, document, work))
         if not as_json:
-            typer.echo(_summary(results[-1]))
+            typer.echo(_summary(results[-1], done))
     if as_json:
         record = {"store": kept.place, "contexts": results}
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
 
 
-def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedder) -> float:
-    """Compresses and keeps a text; returns the seconds that it took."""
-    start = time.monotonic()
-    with progress_bar(f"Compressing {Path(document.source).name}", "tokens") as progress:
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What a context took."""
+
+    seconds: float = 0.0
+    computed: bool = False
+    """Whether rows were: those of a text that the store has under another name are shared."""
+
+
+def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedder) -> _Work:
+    """Keeps a text, compressed if the store does not have its rows."""
+    start, computed = time.monotonic(), False
+    with progress_bar(f"Compressing {Path(document.source).name}", "tokens") as move:
+
+        def progress(done: int, total: int) -> None:
+            nonlocal computed
+            computed = True
+            move(done, total)
+
         kept.store.add(
             name,
             document.text,
@@ -317,11 +333,12 @@ def _keep(kept: Kept, name: str, document: Document, embedder: ExtensibleEmbedde
             replace=kept.replace,
             progress=progress,
         )
-    return time.monotonic() - start
+    return _Work(seconds=time.monotonic() - start, computed=computed)
 
 
-def _result(kept: Kept, name: str, document: Document, seconds: float | None) -> dict[str, Any]:
+def _result(kept: Kept, name: str, document: Document, work: _Work) -> dict[str, Any]:
     manifest = kept.store.manifest(name)
+    speed = round(manifest.num_tokens / max(work.seconds, 1e-9), 1)
     return {
         "source": _shown(document.source),
         "name": name,
@@ -331,16 +348,19 @@ def _result(kept: Kept, name: str, document: Document, seconds: float | None) ->
         "num_rows": manifest.num_rows,
         "k": manifest.settings.k,
         "row_type": manifest.settings.row_type,
-        "computed": seconds is not None,
-        "seconds": round(seconds or 0.0, 3),
-        "tokens_per_s": round(manifest.num_tokens / max(seconds, 1e-9), 1) if seconds else None,
+        "computed": work.computed,
+        "seconds": round(work.seconds, 3),
+        "tokens_per_s": speed if work.computed else None,
     }
 
 
-def _summary(result: dict[str, Any]) -> str:
-    speed = "kept already, nothing was computed"
+def _summary(result: dict[str, Any], was_kept: bool) -> str:
     if result["computed"]:
         speed = f"{result['num_tokens'] / max(result['seconds'], 1e-3):,.0f} tokens/s"
+    elif was_kept:
+        speed = "kept already, nothing was computed"
+    else:
+        speed = "its rows were in the store, nothing was computed"
     return (
         f"{result['source']} -> {result['context']}: {result['num_tokens']:,} tokens in "
         f"{result['num_rows']:,} rows at k={result['k']}, {speed}"
