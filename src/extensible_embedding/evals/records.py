@@ -16,8 +16,9 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -310,14 +311,10 @@ def write_text(out: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    temporary: Path | None = None
+    temporary = out.parent / f".tmp-{uuid.uuid4().hex}"  # tempfile's would be private
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.chmod(0o644)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(out)
     except OSError as error:
         raise StorageError(
@@ -325,5 +322,5 @@ def write_text(out: Path, text: str) -> None:
             f"({error}); free some space or choose another file."
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as that its folder is a file
+            temporary.unlink()
