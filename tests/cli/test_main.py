@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from extensible_embedding import __version__, loading, prompt
 from extensible_embedding.cli import main, options
 from extensible_embedding.cli.console import quiet_libraries
 
-from .conftest import Run
+from .conftest import Run, refused
 
 
 def test_main_exits_with_the_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +22,41 @@ def test_main_exits_with_the_code(capsys: pytest.CaptureFixture[str]) -> None:
         main(["ask", "none.txt", "-q", "Who?"])
     assert exit.value.code == 2
     assert capsys.readouterr().err.startswith("Error: ")
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("store", "list", LONG),
+        ("store", "export", "library", "book", "--out", LONG),
+        ("compress", "book.txt", "--out", LONG),
+        ("ask", f"{LONG}:book", "-q", "Who?"),
+        ("ask", "library:book", "-q", "Who?", "--reader", LONG),
+        ("chat", "library:book", "--store", LONG),
+        ("serve", LONG),
+        ("train", "--config", LONG),
+    ],
+    ids=" ".join,
+)
+def test_names_that_are_too_long(
+    run: Run, library: Path, book: Path, arguments: tuple[str, ...]
+) -> None:
+    refused(run(*arguments, models=False), 2, "can be reached", "name too long", "give another")
+
+
+def test_a_path_through_a_folder_that_may_not_be_searched(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    result = run("store", "list", "theirs", "--json", models=False)
+    refused(result, 6, "Permission denied", "theirs")
+    assert json.loads(result.stdout)["exit_code"] == 6
 
 
 def test_libraries_are_quiet_and_as_before(run: Run, saved: Path) -> None:

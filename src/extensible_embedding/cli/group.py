@@ -6,6 +6,7 @@ stdout, and the exit code of the error. Errors that a user cannot cause pass thr
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import warnings
@@ -15,11 +16,14 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from ..errors import ExtensibleError
+from ..errors import ExtensibleError, InputError, StorageError
 from . import INTERRUPTED
 
 _JSON = "extensible_embedding.json"
 _Value = TypeVar("_Value")
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
+_OF_PATHS = (*_NO_PERMISSION, errno.ENAMETOOLONG, errno.ELOOP)
+"""Faults of a path, and never of this library: a file that is missing may be ours."""
 
 
 class ExtensibleGroup(TyperGroup):
@@ -32,15 +36,32 @@ class ExtensibleGroup(TyperGroup):
                 warnings.simplefilter("ignore")
                 return super().invoke(ctx)
         except ExtensibleError as error:
-            typer.echo(f"Error: {error}", err=True)
-            _report_json(ctx, str(error), type(error).__name__, error.exit_code)
-            raise typer.Exit(error.exit_code) from error
+            raise _refusal(ctx, error) from error
+        except OSError as error:
+            if error.filename is None or error.errno not in _OF_PATHS:
+                raise
+            raise _refusal(ctx, _of_path(error)) from error
         except typer.BadParameter as error:
             _report_json(ctx, error.format_message(), "UsageError", error.exit_code)
             raise
         except KeyboardInterrupt:
             typer.echo("\nInterrupted; nothing half-written was left.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _refusal(ctx: Any, error: ExtensibleError) -> typer.Exit:
+    typer.echo(f"Error: {error}", err=True)
+    _report_json(ctx, str(error), type(error).__name__, error.exit_code)
+    return typer.Exit(error.exit_code)
+
+
+def _of_path(error: OSError) -> ExtensibleError:
+    """What a system says of a path that was given, wherever it is first looked at."""
+    kind = StorageError if error.errno in _NO_PERMISSION else InputError
+    return kind(
+        f"Paths are of files and folders that can be reached, but {str(error.filename)!r} cannot "
+        f"be ({error.strerror}); give another, or change who may use it."
+    )
 
 
 class ExtensibleCommand(TyperCommand):
