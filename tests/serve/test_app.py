@@ -63,13 +63,20 @@ def test_that_it_serves_is_told_when_requests_are_answered(make: Make, told: lis
     assert answered == [200]
 
 
-def test_a_server_whose_engine_does_not_start_tells_nothing(
-    make: Make, engine: Starting, told: list[str]
+@pytest.mark.parametrize("error", [EngineError("It is gone; start it."), MemoryError("It is gone")])
+def test_a_server_whose_engine_does_not_start_tells_why_alone(
+    make: Make,
+    engine: Starting,
+    told: list[str],
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine.fails = EngineError("The engine is gone; start it.")
-    with pytest.raises(EngineError, match="gone"):
+    engine.fails = error
+    with pytest.raises(type(error), match="gone"):
         run(make(), "127.0.0.1", 0, told.append)
     assert told == []
+    assert "gone" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_server_that_is_stopped_while_it_starts_tells_nothing(

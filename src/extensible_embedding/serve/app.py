@@ -99,7 +99,7 @@ def run(service: Service, host: str, port: int, started: Callable[[str], None]) 
 
     Raises:
         InputError: the address cannot be listened at.
-        ExtensibleError: the engine does not start, and why.
+        Exception: the engine does not start, and why.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

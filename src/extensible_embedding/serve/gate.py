@@ -67,7 +67,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _without_trace(send))
             return
         passage = _Passage(scope, send)
         try:
@@ -124,6 +124,17 @@ class Gate:
             partial = (each for match, each in matches if match is Match.PARTIAL)  # another method
             found = next(whole, None) or next(partial, None)
         return getattr(found, "path", "") or "none"
+
+
+def _without_trace(send: Send) -> Send:
+    """Starlette tells why a start failed by all frames; the last line of these says it."""
+
+    async def short(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            message = {**message, "message": message["message"].strip().rpartition("\n")[2]}
+        await send(message)
+
+    return short
 
 
 def _stopping() -> ApiError:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from ..cite import Citation, citations
 from ..context import Context
 from ..embedder import ExtensibleEmbedder
-from ..errors import CheckpointError, ExtensibleError, StorageError
+from ..errors import CheckpointError, StorageError
 from ..expand import ByWords
 from ..reader import Reader
 from ..store.store import ContextStore
@@ -112,7 +112,7 @@ class Service:
             engine.numbers,
         )
         self.created = int(time.time())
-        self.failure: ExtensibleError | None = None
+        self.failure: Exception | None = None
         """Why it does not run, for whoever started it by way of a web server."""
 
     @asynccontextmanager
@@ -121,7 +121,7 @@ class Service:
         try:
             async with self.engine:
                 yield self
-        except ExtensibleError as error:
+        except Exception as error:
             self.failure = error
             raise
         finally:
