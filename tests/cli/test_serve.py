@@ -84,6 +84,8 @@ def test_other_machines_need_keys(run: Run, no_reader: None) -> None:
         (("--k", "1"), "--k is 1"),
         (("--k", "auto"), "one k"),
         (("--expand", "some"), "some"),
+        (("--name", " "), "' '"),
+        (("--name", "a\nb"), "give another"),
         (("--max-body", "0"), "--max-body"),
         (("--engine", "tgi"), "llama.cpp"),
         (("--engine", "sglang"), "add it"),
@@ -145,6 +147,10 @@ def test_agents_keep_as_much_text_as_they_may(
     refused(run("mcp", library, "--max-text", "2"), 2, "enough")
     assert [each.max_text_bytes for each in limits] == [2 << 20, 2 << 20]
     refused(run("mcp", library, "--max-text", "0"), 2, "--max-text")
+
+
+def test_a_k_that_no_chunk_has_is_told_at_the_start(run: Run, library: Path) -> None:
+    refused(run("serve", library, "--k", "4096"), 2, "k is 4096", "give for example")
 
 
 def test_a_port_that_is_taken_is_told(run: Run, library: Path) -> None:

@@ -20,6 +20,7 @@ from ..embedder import ExtensibleEmbedder
 from ..errors import CheckpointError, StorageError
 from ..expand import ByWords
 from ..reader import Reader
+from ..store.manifest import settings_of
 from ..store.store import ContextStore
 from .chat import Draft, Planner, Ready
 from .completing import Piece, in_time, text_of
@@ -74,6 +75,9 @@ class Service:
         store: where contexts are.
         settings: of the server.
         keys: that are known.
+
+    Raises:
+        InputError: no context of this embedder can be kept at the k of the settings.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Service:
         keys: Keys | None = None,
     ) -> None:
         self.settings = settings or ServeSettings()
+        settings_of(embedder, self.settings.k, self.settings.row_type)  # raises now, not at uploads
         self.keys = keys or Keys(limits=self.settings.limits)
         self.engine, self.embedder, self.store = engine, embedder, store
         # A tokenizer changes while it works: each thread has its own, the embedder's the first.

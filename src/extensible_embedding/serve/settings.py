@@ -78,6 +78,11 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_new_tokens", "max_requests", "max_queued", "max_parsing", "k")
+        if not self.model.strip() or not self.model.isprintable():
+            raise ConfigError(
+                "The name that clients ask for can be seen and typed, but it is "
+                f"{self.model!r}; give another."
+            )
         check_at_least(self, 1, "max_document_bytes")
         check_at_least(self, 0, "index_bytes")
         names = ("parse", "request", "body", "header", "send", "stop")
