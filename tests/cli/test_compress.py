@@ -266,6 +266,11 @@ def test_unusable_k(run: Run, book: Path, command: str, k: str) -> None:
     refused(run(command, book, "--k", k, *rest), 2, "scale factor", k)
 
 
+def test_k_larger_than_a_chunk_where_a_form_is_kept(run: Run, book: Path, library: Path) -> None:
+    """The advice to make its rows anew at this k would be none."""
+    refused(run("compress", book, "--out", library, "--k", "17"), 2, "of 16 tokens", "k is 17")
+
+
 def test_k_larger_than_a_chunk_or_the_context(run: Run, book: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Few.")

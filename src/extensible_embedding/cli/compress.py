@@ -289,7 +289,10 @@ def _compress(
     *,
     as_json: bool,
 ) -> None:
+    from ..store.manifest import settings_of
+
     embedder = load_embedder(models, load_reader(models.reader, models))
+    settings_of(embedder, kept.k, kept.row_type)  # raises before anything is told of what is there
     pairs = list(zip(names, documents, strict=True))
     there = [kept.has(name, document, embedder) for name, document in pairs]
     results = []

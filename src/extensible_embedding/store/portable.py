@@ -114,9 +114,10 @@ def _opened(source: str) -> Iterator[zipfile.ZipFile]:
         with _unzipping(source):
             try:
                 archive = stack.enter_context(zipfile.ZipFile(source))
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 raise InputError(
-                    f"An exported context is a file, but {source!r} is none."
+                    f"An exported context is a file, but {source!r} is none; name a file that "
+                    "`extensible store export` made."
                 ) from None
             except PermissionError as error:
                 raise InputError(
