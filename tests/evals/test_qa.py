@@ -13,6 +13,7 @@ import pytest
 from extensible_embedding import ExtensibleEmbedder
 from extensible_embedding.errors import InputError
 from extensible_embedding.evals import scorers
+from extensible_embedding.evals.methods import CannotRunError
 from extensible_embedding.evals.methods.plain import Truncate
 from extensible_embedding.evals.qa import evaluate_qa
 from extensible_embedding.evals.qa_scoring import ALL
@@ -232,3 +233,31 @@ def test_raw_has_the_readers_own_window(evaluate: Callable[..., list[QaRecord]])
     (raw,) = find(records, method="raw", part=ALL, scorer="f1")
     assert (raw.window, raw.num_examples) == (None, 6)
     assert raw.versus_truncate == 0
+
+
+def test_what_could_not_run_is_tried_again(
+    evaluate: Callable[..., list[QaRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that was missing may be there when the same command goes on."""
+    journal = tmp_path / "p.jsonl"
+
+    def refuse(self: Truncate, *arguments: object) -> None:
+        raise CannotRunError("a package is missing")
+
+    with monkeypatch.context() as missing:
+        missing.setattr(Truncate, "read", refuse)
+        for _ in range(2):
+            record = find(evaluate(journal=journal, methods=["truncate"]), part=ALL)[0]
+            assert (record.num_examples, record.note) == (0, "a package is missing")
+        assert len(journal.read_text().splitlines()) == 1 + 6
+    record = find(evaluate(journal=journal, methods=["truncate"]), part=ALL)[0]
+    assert (record.num_examples, record.note) == (6, "")
+
+
+def test_methods_are_scored_on_the_same_questions_after_a_longer_run(
+    evaluate: Callable[..., list[QaRecord]], tmp_path: Path
+) -> None:
+    journal = tmp_path / "p.jsonl"
+    assert find(evaluate(journal=journal, methods=["none"]), part=ALL)[0].num_examples == 6
+    hurried = evaluate(journal=journal, methods=["none", "truncate"], budget_minutes=1e-9)
+    assert [record.num_examples for record in find(hurried, part=ALL, scorer="f1")] == [1, 1]

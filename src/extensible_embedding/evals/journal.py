@@ -44,9 +44,9 @@ class Journal:
     def __getitem__(self, key: Key) -> Any:
         return self._values[key]
 
-    def get(self, key: Key) -> Any:
-        """The value of a key, or None."""
-        return self._values.get(key)
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or the default."""
+        return self._values.get(key, default)
 
     def __len__(self) -> int:
         return len(self._values)

@@ -196,7 +196,8 @@ class _Run:
 
     def _answer(self, task: Task, example: Example, setting: QaSetting) -> None:
         key = _key(task, example, setting)
-        if key in self.journal:
+        kept = self.journal.get(key, {})
+        if "prediction" in kept:
             return
         head, tail = _frame(self.reader, task, example)
         passage = Passage(
@@ -209,7 +210,9 @@ class _Run:
         try:
             reading = self.methods[setting].read(passage, room)
         except (WindowError, CannotRunError) as error:
-            self.journal.put(key, {"note": str(error)})
+            # What is missing now, such as a package, may be there when the run goes on.
+            if kept != {"note": str(error)}:
+                self.journal.put(key, {"note": str(error)})
             return
         prediction = reading.generate(task.max_new_tokens)
         self.journal.put(key, {"prediction": prediction, "k": reading.k, "rows": reading.num_rows})

@@ -59,7 +59,8 @@ def score_answers(
         seed: of the resamples.
     """
     records, wholes = [], []
-    for task, examples in drawn.items():
+    for task, every in drawn.items():
+        examples = _asked_alike(task, every, settings, answers)
         parts = list(dict.fromkeys(example.setting for example in examples if example.setting))
         for part in [*(parts if len(parts) > 1 else []), ALL]:
             chosen = [example for example in examples if part in (ALL, example.setting)]
@@ -73,6 +74,17 @@ def score_answers(
             _mean_record(of_setting, wholes, seed) for of_setting in zip(*wholes, strict=True)
         ]
     return [replace(record, context_tokens=context_tokens) for record in records]
+
+
+def _asked_alike(
+    task: Task, examples: Sequence[Example], settings: Sequence[QaSetting], answers: Answers
+) -> list[Example]:
+    """Those asked in every setting: of some a journal may hold more, from a run with others."""
+    return [
+        example
+        for example in examples
+        if all(answers(task, example, setting) is not None for setting in settings)
+    ]
 
 
 @dataclass(frozen=True)
