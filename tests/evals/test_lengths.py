@@ -125,13 +125,13 @@ def test_what_allows_neither_is_left_out(tiny_reader: Reader, tmp_path: Path) ->
     long, gold = document(0, 300, 40)
     short = "line one: REGISTER_CONTENT is <4>"
     path = write(tmp_path, [long, long, short, long], [gold, "", short, "nowhere"])
-    kept = [found is not None for found in lengthened(tiny_reader, path, "longeval-lines")]
+    kept = [found is not None for found in lengthened(tiny_reader, path, "kv-retrieval")]
     assert kept == [True, False, False, False]
 
 
 def test_evidence_longer_than_the_context_is_left_out(tiny_reader: Reader, tmp_path: Path) -> None:
     long, _ = document(0, 300, 40)
-    (found,) = lengthened(tiny_reader, write(tmp_path, [long], [long]), "longeval-lines")
+    (found,) = lengthened(tiny_reader, write(tmp_path, [long], [long]), "kv-retrieval")
     assert found is None
 
 
@@ -170,7 +170,7 @@ def test_records_tell_what_was_left_out(tiny_embedder: ExtensibleEmbedder, tmp_p
     path = write(tmp_path, [long] * 6, [gold, "", "", gold, "", gold])
     records = evaluate_qa(
         tiny_embedder,
-        [make_task("longeval-lines", path)],
+        [make_task("kv-retrieval", path)],
         methods=["none"],
         windows=[120],
         context_tokens=200,
@@ -184,7 +184,7 @@ def test_a_task_without_any_such_context_says_so(
     path = write(tmp_path, ["line one: REGISTER_CONTENT is <4>"])
     with pytest.raises(InputError, match="cut around what answers, or filled"):
         evaluate_qa(
-            tiny_embedder, [make_task("longeval-lines", path)], windows=[120], context_tokens=500
+            tiny_embedder, [make_task("kv-retrieval", path)], windows=[120], context_tokens=500
         )
 
 

@@ -33,7 +33,7 @@ def longbench_rows(dataset: str, **changed: Any) -> list[dict[str, Any]]:
         "length": 3999,
         "dataset": dataset,
         "language": "en",
-        "all_classes": None,
+        "all_classes": ["Food", "City"] if dataset in ("trec", "lsht") else None,
     }
     return [{**row, "_id": str(n), **changed} for n in range(2)]
 
@@ -263,10 +263,51 @@ def test_they_are_answered_and_scored(tiny_embedder: ExtensibleEmbedder, tmp_pat
 def test_predictions_are_scored_as_the_task_says(tmp_path: Path) -> None:
     rows = longbench_rows("trec", all_classes=["Food", "City"], answers=["Food"])
     task = make_task("longbench", lines(tmp_path / "a.jsonl", rows))
-    examples, said = list(task.examples()), iter(("Food\nCity", "City"))
+    examples, said = list(task.examples()), {"0": "Food\nCity", "1": "City"}
     records = score_answers(
         {task: examples},
         [QaSetting("raw", 0, None)],
-        lambda *_: {"prediction": next(said), "rows": 9},
+        lambda task, example, setting: {"prediction": said[example.id], "rows": 9},
     )
     assert records[0].score == 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("context", None, "has a text under `context`.*None"),
+        ("input", 5, "has a text under `input`.*5"),
+        ("length", "many", "has a whole number under `length`.*'many'"),
+        ("all_classes", None, "trec is scored by a list of texts under `all_classes`.*None"),
+        ("all_classes", "abc", "trec is scored by a list of texts under `all_classes`.*'abc'"),
+    ],
+)
+def test_fields_of_longbench_of_another_type_are_refused(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    rows = longbench_rows("trec", **{"all_classes": ["Food", "City"], field: value})
+    with pytest.raises(InputError, match=message):
+        list(make_task("longbench", lines(tmp_path / "a.jsonl", rows)).examples())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input", None, "has a text under `input`.*None"),
+        ("length", None, "has a whole number under `length`.*None"),
+        ("answer_prefix", None, "has a text under `answer_prefix`.*None"),
+    ],
+)
+def test_fields_of_ruler_of_another_type_are_refused(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = ruler_file(tmp_path, "qa")
+    row = json.loads(path.read_text().splitlines()[0])
+    with pytest.raises(InputError, match=message):
+        list(make_task("ruler", lines(path, [{**row, field: value}])).examples())
+
+
+def test_json_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read as such"):
+        make_task("longbench", tmp_path / "a.jsonl")

@@ -30,7 +30,7 @@ def questions(tmp_path: Path) -> Path:
         "doc_id": [f"d{number // 2}" for number in range(6)],
         "context": [f"Document {number // 2} says {number}. " * 9 for number in range(6)],
         "question": [f"What is {number}?" for number in range(6)],
-        "answers": [[f"answer {number}"] for number in range(6)],
+        "answers": [[f"{number}"] for number in range(6)],
         "task": ["easy", "hard"] * 3,
     }
     pq.write_table(pa.table(columns), tmp_path / "q.parquet")
@@ -261,3 +261,13 @@ def test_methods_are_scored_on_the_same_questions_after_a_longer_run(
     assert find(evaluate(journal=journal, methods=["none"]), part=ALL)[0].num_examples == 6
     hurried = evaluate(journal=journal, methods=["none", "truncate"], budget_minutes=1e-9)
     assert [record.num_examples for record in find(hurried, part=ALL, scorer="f1")] == [1, 1]
+
+
+def test_lines_are_asked_for_a_number(questions: Path) -> None:
+    """Before anything is answered: scoring could not read it."""
+    table = pq.read_table(questions)
+    place = table.column_names.index("answers")
+    words = pa.array([["line ten"]] * len(table))
+    pq.write_table(table.set_column(place, "answers", words), questions)
+    with pytest.raises(InputError, match="asked for a number, but an answer of .* is 'line ten'"):
+        list(make_task("longeval-lines", questions).examples())

@@ -120,13 +120,13 @@ class ParquetTask(Task):
         return text_of(row, "gold_context", self.path)
 
 
-def text_of(row: Mapping[str, object], name: str, path: Path) -> str:
+def text_of(row: Mapping[str, object], name: str, path: Path, missing: str | None = None) -> str:
     """A field of an example that is a text.
 
     Raises:
-        InputError: it is something else, or missing.
+        InputError: it is something else, or missing where nothing stands for that.
     """
-    found = row[name]
+    found = row.get(name, missing)
     if not isinstance(found, str):
         raise InputError(
             f"Every example has a text under `{name}`, but one of {str(path)!r} has {found!r}; "
@@ -147,6 +147,21 @@ def answers_of(found: object, path: Path) -> tuple[str, ...]:
             "each a list, also where there is one answer."
         )
     return tuple(found)
+
+
+def whole_number_of(row: Mapping[str, object], name: str, path: Path) -> int:
+    """A field of an example that is a whole number.
+
+    Raises:
+        InputError: it is something else.
+    """
+    found = row[name]
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise InputError(
+            f"Every example has a whole number under `{name}`, but one of {str(path)!r} has "
+            f"{found!r}; take the file as its authors made it."
+        )
+    return found
 
 
 def read_rows(
@@ -184,7 +199,7 @@ def read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
         objects = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"This task's file has one JSON object a line, but {str(path)!r} cannot be read as "
             f"such ({error}); check it."

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ..scorers import longbench_classes, require
-from .base import Example, Task, answers_of, read_lines
+from .base import Example, Task, answers_of, read_lines, text_of, whole_number_of
 
 _FIELDS = ("input", "context", "answers", "length", "dataset", "all_classes", "_id")
 _FEW_SHOT = ("trec", "triviaqa", "samsum", "lsht")
@@ -61,16 +61,33 @@ class LongBench(Task):
     def examples(self) -> Iterator[Example]:
         """Rows of the file; a part of the task is a range of lengths, as in LongBench-E."""
         for row in self._rows:
+            context = text_of(row, "context", self.path)
             yield Example(
                 id=str(row["_id"]),
-                group=hashlib.sha256(row["context"].encode()).hexdigest()[:16],
+                group=hashlib.sha256(context.encode()).hexdigest()[:16],
                 before=self._before,
-                context=row["context"],
-                question=row["input"],
+                context=context,
+                question=text_of(row, "input", self.path),
                 answers=answers_of(row["answers"], self.path),
-                classes=tuple(row["all_classes"] or ()),
-                setting=_range(int(row["length"])),
+                classes=self._classes(row),
+                setting=_range(whole_number_of(row, "length", self.path)),
             )
+
+    def _classes(self, row: Mapping[str, object]) -> tuple[str, ...]:
+        """What the answer is one of, where the score needs that.
+
+        Raises:
+            InputError: the file does not say.
+        """
+        if self.scorers != (_CLASSES,):
+            return ()
+        found = row["all_classes"]
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise InputError(
+                f"{self.dataset} is scored by a list of texts under `all_classes`, but one of "
+                f"{str(self.path)!r} has {found!r}; take the file as its authors made it."
+            )
+        return tuple(found)
 
     def text(self, example: Example) -> str:
         """What stands after the document."""

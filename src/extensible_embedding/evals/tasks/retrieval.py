@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .base import ParquetTask
+from collections.abc import Iterator
+
+from ...errors import InputError
+from .base import Example, ParquetTask
 
 
 class LongEvalTopics(ParquetTask):
@@ -21,6 +24,20 @@ class LongEvalLines(ParquetTask):
 
     name = "longeval-lines"
     scorers = ("last_number",)
+
+    def examples(self) -> Iterator[Example]:
+        """Rows of the file.
+
+        Raises:
+            InputError: an answer is no number.
+        """
+        for example in super().examples():
+            if wrong := [each for each in example.answers if not each.strip().isdecimal()]:
+                raise InputError(
+                    f"LongEval's lines are asked for a number, but an answer of {str(self.path)!r} "
+                    f"is {wrong[0]!r}; give digits alone."
+                )
+            yield example
 
 
 class KeyValue(ParquetTask):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError
-from .base import Example, Task, answers_of, read_lines
+from .base import Example, Task, answers_of, read_lines, text_of, whole_number_of
 
 _FIELDS = ("index", "input", "outputs", "length")
 
@@ -88,9 +88,9 @@ class Ruler(Task):
 
     def __init__(self, path: Path) -> None:
         self.path, self._rows = path, read_lines(path, _FIELDS)
-        self.kind = _kind(path, self._rows[0]["input"] if self._rows else "")
+        self.kind = _kind(path, text_of(self._rows[0], "input", path) if self._rows else "")
         stem = path.parent.name if path.stem in _NAMELESS else path.stem
-        longest = max(int(row["length"]) for row in self._rows)
+        longest = max(whole_number_of(row, "length", path) for row in self._rows)
         self.name = f"ruler-{stem}-{_round_length(longest)}"
         self.max_new_tokens = KINDS[self.kind].max_new_tokens
         self.scorers = (KINDS[self.kind].scorer,)
@@ -102,7 +102,9 @@ class Ruler(Task):
             InputError: an input is not of the template that the first one is of.
         """
         for row in self._rows:
-            before, context, question = take_apart(row["input"], KINDS[self.kind])
+            before, context, question = take_apart(
+                text_of(row, "input", self.path), KINDS[self.kind]
+            )
             yield Example(
                 id=str(row["index"]),
                 group=str(row["index"]),
@@ -110,7 +112,7 @@ class Ruler(Task):
                 context=context,
                 question=question,
                 answers=answers_of(row["outputs"], self.path),
-                answer_prefix=row.get("answer_prefix", ""),
+                answer_prefix=text_of(row, "answer_prefix", self.path, missing=""),
             )
 
     def text(self, example: Example) -> str:
