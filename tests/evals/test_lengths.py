@@ -172,7 +172,7 @@ def test_records_tell_what_was_left_out(tiny_embedder: ExtensibleEmbedder, tmp_p
         tiny_embedder,
         [make_task("kv-retrieval", path)],
         methods=["none"],
-        windows=[120],
+        windows=[200],
         context_tokens=200,
     )
     assert [(record.num_examples, record.num_left_out) for record in records] == [(3, 3)]

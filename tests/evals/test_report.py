@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 from extensible_embedding.errors import InputError
+from extensible_embedding.evals import files
 from extensible_embedding.evals.cost_figures import with_quality
 from extensible_embedding.evals.figures import answers_figure, perplexity_figure, recovery_figure
+from extensible_embedding.evals.files import told_apart
 from extensible_embedding.evals.records import (
     CostRecord,
     LmRecord,
@@ -20,7 +23,7 @@ from extensible_embedding.evals.records import (
     read_records,
     write_records,
 )
-from extensible_embedding.evals.report import write_report
+from extensible_embedding.evals.report import read_results, write_report
 
 
 def lm(domain: str, method: str, k: int, **changed: Any) -> LmRecord:
@@ -187,3 +190,111 @@ def test_bars_of_different_windows_are_kept_apart() -> None:
     ]
     labels = answers_figure(rows).axes[0].get_legend_handles_labels()[1]
     assert labels == ["truncate in 512", "truncate in 1,024"]
+
+
+def write(folder: Path, name: str, embedder: str, records: list[Any]) -> None:
+    configuration = {"reader": "a", "embedder": embedder}
+    write_records(records, folder / name, configuration=configuration)
+
+
+def labels_of(figure: Any) -> list[str]:
+    return figure.axes[0].get_legend_handles_labels()[1]
+
+
+@pytest.mark.parametrize(
+    ("embedder", "k"), [("two", 16), ("one", 4)], ids=["other models", "the same record again"]
+)
+def test_files_that_must_not_be_one_line_are_told_apart(
+    tmp_path: Path, embedder: str, k: int
+) -> None:
+    write(tmp_path, "a.json", "one", [lm("books", "extensible", 4)])
+    write(tmp_path, "b.jsonl", embedder, [lm("books", "extensible", k)])
+    write_report(tmp_path)
+    tables = (tmp_path / "tables.md").read_text()
+    assert "| a.json | books |" in tables
+    assert "| b.jsonl | books |" in tables
+    reports = read_results(tmp_path)
+    rows = told_apart(reports, "domain", "variant", files.LM)
+    wanted = [f"books, extensible ({name})" for name in ("a.json", "b.jsonl")]
+    assert labels_of(recovery_figure(rows)) == wanted
+    windowed = [{**row, "window": 512} for row in rows]
+    assert labels_of(perplexity_figure(windowed)) == [
+        f"extensible ({name})" for name in ("a.json", "b.jsonl")
+    ]
+
+
+def test_files_that_belong_together_are_one_line(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", "one", [lm("books", "extensible", 4)])
+    write(tmp_path, "b.json", "one", [lm("books", "extensible", 16)])
+    write_report(tmp_path)
+    assert "a.json" not in (tmp_path / "tables.md").read_text()
+    rows = told_apart(read_results(tmp_path), "domain", "variant", files.LM)
+    assert labels_of(recovery_figure(rows)) == ["books"]
+
+
+def test_quality_is_not_joined_with_the_cost_of_other_models(tmp_path: Path) -> None:
+    write(tmp_path, "lm.json", "one", [lm("books", "extensible", 4)])
+    write(tmp_path, "cost.json", "two", costs())
+    write_report(tmp_path)
+    assert not list(tmp_path.glob("quality-cost*"))
+
+
+def test_other_records_have_tables_too(tmp_path: Path) -> None:
+    kept = dict.fromkeys(("own_recovery", "own_low", "own_high", "recovery", "low", "high"), 0.5)
+    check = {
+        "reader": "fine-tune", "own_reader": "base", "kinship": {"relation": "derivative"},
+        "verdict": "keep", "kept": [
+            {"domain": "books", "k": 4, "num_targets": 6, **kept, "share": 1.0,
+             "share_low": 0.9, "share_high": 1.1}
+        ],
+    }  # fmt: skip
+    speed = {
+        "way": "a|b\nc",
+        "k": 4,
+        "compiled": True,
+        "predicted_tokens_per_s": 91.9,
+        "versus_dense": None,
+    }
+    for name, record in (("check.json", check), ("speed.json", speed)):
+        (tmp_path / name).write_text(json.dumps({"configuration": {}, "records": [record]}))
+    write_report(tmp_path)
+    tables = (tmp_path / "tables.md").read_text()
+    assert "| fine-tune | base | derivative | keep | books | 4 | 6 |" in tables
+    assert "1.000 (0.900 to 1.100)" in tables
+    assert "## speed.json" in tables
+    assert "| a\\|b c | 4 | yes | 91.90 | - |" in tables
+
+
+def test_a_method_has_one_colour_and_one_entry_in_all_panels() -> None:
+    rows = [
+        {**dataclasses.asdict(lm(domain, method, 1)), "window": 512}
+        for domain, methods in (("books", "ab"), ("code", "bc")) for method in methods
+    ]  # fmt: skip
+    figure = perplexity_figure(rows)
+    colors = [
+        {line.get_label(): line.get_color() for line in axes.get_lines()} for axes in figure.axes
+    ]
+    assert colors[0]["b"] == colors[1]["b"]
+    assert len({*colors[0].values(), *colors[1].values()}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    low, high = (figure.axes[0].dataLim.y0, figure.axes[0].dataLim.y1)
+    assert low == pytest.approx(math.exp(2.9))
+    assert high == pytest.approx(math.exp(3.1))
+
+
+def test_more_methods_than_colours_are_told_apart() -> None:
+    methods = [f"m{number:02}" for number in range(13)]
+    rows = [{**dataclasses.asdict(lm("books", each, 1)), "window": 512} for each in methods]
+    lines = perplexity_figure(rows).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 13
+    bars = [dataclasses.asdict(qa("squad2", "all", each, 0.5)) for each in methods]
+    bars = [{**row, "low": 0.4, "high": 0.6} for row in bars]
+    axes = answers_figure(bars).axes[0]
+    assert len(axes.collections) == 13
+    shown = axes.patches
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in shown}) == 13
+
+
+def test_a_method_without_a_score_in_the_first_task_is_in_the_legend() -> None:
+    rows = [qa("a", "all", "x", 0.5), qa("b", "all", "x", 0.5), qa("b", "all", "y", 0.5)]
+    assert labels_of(answers_figure(list(map(dataclasses.asdict, rows)))) == ["x", "y"]

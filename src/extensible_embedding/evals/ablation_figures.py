@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .panels import Row, panels
+from .panels import Row, of_file, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,11 +27,11 @@ def ablation_figures(rows: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
 
 def ablation_figure(rows: Sequence[Row]) -> Figure:
     """A line for each variant, a colour for each k, the baseline's recovery dotted."""
-    labels = list(dict.fromkeys((row["group"], row["variant"]) for row in rows))
+    labels = list(dict.fromkeys(map(_label, rows)))
     figure, (axes,) = panels(1, width=7.0, height=1.4 + 0.32 * len(labels))
     factors = sorted({row["k"] for row in rows})
     for number, k in enumerate(factors):
-        mine = {(row["group"], row["variant"]): row for row in rows if row["k"] == k}
+        mine = {_label(row): row for row in rows if row["k"] == k}
         shift = 0.5 * (number - (len(factors) - 1) / 2) / len(factors)
         for place, label in enumerate(labels):
             if label in mine:
@@ -45,6 +45,11 @@ def ablation_figure(rows: Sequence[Row]) -> Figure:
     axes.set(xlabel="recovery")
     axes.legend()
     return figure
+
+
+def _label(row: Row) -> tuple[str, str]:
+    """What is compared, and the variant."""
+    return row["group"], row["variant"] + of_file(row)
 
 
 def _interval_mark(axes: Axes, row: Row, y: float, color: str) -> None:

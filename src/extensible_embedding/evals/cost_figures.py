@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .panels import Row, line_of, panels
+from .panels import Row, line_of, of_file, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,13 +67,20 @@ def length_figure(
 
 
 def with_quality(lm: Sequence[Row], cost: Sequence[Row]) -> list[Row]:
-    """Records of language modelling with the cost of the same method, k, length and window."""
+    """Records of language modelling with the cost of the same method, k, length and window.
+
+    Both are of the same models: with others a method takes another time.
+    """
     costs: dict[tuple[object, ...], list[Row]] = {}
     for row in cost:
         if row["ttft_s"] is not None:
             costs.setdefault(_key(row), []).append(row)
     return [
-        {**row, **{name: each[name] for name in ("mode", "ttft_s", "rows", "peak_bytes")}}
+        {
+            **row,
+            **{name: each[name] for name in ("mode", "ttft_s", "rows", "peak_bytes")},
+            "file": row.get("file") or each.get("file"),
+        }
         for row in lm
         if (row["perplexity"] if row["window"] else row["recovery"]) is not None
         for each in costs.get(_key(row), [])
@@ -95,7 +102,7 @@ def quality_figure(rows: Sequence[Row]) -> Figure:
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return row["method"], row["k"], row["context_tokens"], row["window"]
+    return row["method"], row["k"], row["context_tokens"], row["window"], row.get("models")
 
 
 def _place(row: Row) -> tuple[int, int]:
@@ -104,5 +111,5 @@ def _place(row: Row) -> tuple[int, int]:
 
 def _label(row: Row) -> str:
     if row["k"] == 1 and row["mode"] == "online":
-        return str(row["method"])
-    return f"{row['method']} {row['mode']} k={row['k']}"
+        return str(row["method"]) + of_file(row)
+    return f"{row['method']} {row['mode']} k={row['k']}" + of_file(row)

@@ -6,14 +6,16 @@ the records can answer. Knows nothing of files.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cost_figures import cost_figures
-from .panels import Row, line_of, panels, ways
+from .panels import NUM_COLORS, Row, line_of, of_file, panels, style, ways
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NEEDLE_PART = re.compile(r"([\d,]+) characters, depth ([\d.]+)")
@@ -52,20 +54,21 @@ def figures(
 
 def recovery_figure(rows: Sequence[Row]) -> Figure:
     """Recovery against k, a line for each domain and method, with intervals."""
-    figure, (axes,) = panels(1)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for domain, method in dict.fromkeys((row["domain"], row["method"]) for row in rows):
-        mine = (r for r in rows if (r["domain"], r["method"]) == (domain, method))
+    figure, (axes,) = panels(1, width=6.4)
+    names = {id(row): row["method"] + of_file(row) for row in rows}
+    methods = list(dict.fromkeys(names.values()))
+    for domain, method in dict.fromkeys((row["domain"], names[id(row)]) for row in rows):
+        mine = (r for r in rows if (r["domain"], names[id(r)]) == (domain, method))
         line = sorted(mine, key=lambda row: row["k"])
         label = domain if len(methods) == 1 else f"{domain}, {method}"
-        style: dict[str, Any] = {"linewidth": 2.5} if domain == "mean" else {}
-        if style and method == methods[0]:
-            style["color"] = "black"
-        line_of(axes, line, "k", ("recovery", "recovery_low", "recovery_high"), label, **style)
+        look: dict[str, Any] = {"linewidth": 2.5} if domain == "mean" else {}
+        if look and method == methods[0]:
+            look["color"] = "black"
+        line_of(axes, line, "k", ("recovery", "recovery_low", "recovery_high"), label, **look)
     axes.set_xscale("log", base=2)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xlabel="scale factor k (tokens per row)", ylabel="recovery")
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize=7)
     return figure
 
 
@@ -73,24 +76,32 @@ def perplexity_figure(rows: Sequence[Row]) -> Figure:
     """Perplexity against context length: a panel for each domain, a line for each method and k."""
     names = dict(zip(map(id, rows), ways(rows, ("domain", "context_tokens")), strict=True))
     domains = [d for d in dict.fromkeys(row["domain"] for row in rows) if d != "mean"]
-    figure, parts = panels(len(domains))
+    styles = {name: style(number) for number, name in enumerate(dict.fromkeys(names.values()))}
+    figure, parts = panels(len(domains), height=max(3.4, 0.17 * len(styles)))
+    drawn: dict[str, Any] = {}
     for axes, domain in zip(parts, domains, strict=True):
         mine = [row for row in rows if row["domain"] == domain]
         for name in dict.fromkeys(names[id(row)] for row in mine):
-            line = sorted(
-                (row for row in mine if names[id(row)] == name),
-                key=lambda row: row["context_tokens"],
-            )
-            axes.plot(
-                [row["context_tokens"] for row in line],
-                [row["perplexity"] for row in line],
-                marker="o",
-                label=name,
-            )
+            line = [_with_perplexities(row) for row in mine if names[id(row)] == name]
+            line.sort(key=lambda row: row["context_tokens"])
+            line_of(axes, line, "context_tokens", _PERPLEXITY, name, **styles[name])
+            drawn.setdefault(name, axes.get_lines()[-1])
         axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
         axes.set(title=domain, xlabel="context tokens", ylabel="perplexity")
-    parts[0].legend()
+    figure.legend(drawn.values(), drawn, loc="outside right upper", fontsize=7)
     return figure
+
+
+_PERPLEXITY = ("perplexity", "low", "high")
+
+
+def _with_perplexities(row: Row) -> Row:
+    """The record with the interval of its perplexity, which that of its loss tells."""
+    low, high = row["loss_low"], row["loss_high"]
+    if low is None:
+        return {**row, "low": None, "high": None}
+    return {**row, "low": math.exp(low), "high": math.exp(high)}
 
 
 def needle_figure(rows: Sequence[Row]) -> Figure:
@@ -125,7 +136,7 @@ def answers_figure(rows: Sequence[Row]) -> Figure:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     names = ways(rows, ("task", "scorer"))
     methods = list(dict.fromkeys(names))
-    figure, (axes,) = panels(1, width=2.0 + 1.2 * len(tasks))
+    figure, (axes,) = panels(1, width=4.0 + 1.2 * len(tasks))
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         for place, task in enumerate(tasks):
@@ -135,14 +146,26 @@ def answers_figure(rows: Sequence[Row]) -> Figure:
                 if (row["task"], name, row["scorer"]) == (task, method, main[task])
             ]
             if mine:
-                label = method if place == 0 else None
                 x = place + (number - (len(methods) - 1) / 2) * width
-                axes.bar(x, mine[0]["score"], width, color=f"C{number}", label=label)
+                _bar(axes, mine[0], x, width, number)
+        axes.bar(0, 0, width, **_paint(number), label=method)
     labels = [f"{task}\n{main[task]}" for task in tasks]
     axes.set_xticks(range(len(tasks)), labels, fontsize=8)
     axes.set(ylabel="score", ylim=(0, 1))
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize=7)
     return figure
+
+
+def _bar(axes: Axes, row: Row, x: float, width: float, number: int) -> None:
+    """A score with its interval, if it has one."""
+    axes.bar(x, row["score"], width, **_paint(number))
+    if row["low"] is not None:
+        axes.vlines(x, row["low"], row["high"], color="black", linewidth=0.8)
+
+
+def _paint(number: int) -> dict[str, Any]:
+    """Colour of a method's bars; hatched where colours begin again."""
+    return {"color": f"C{number}", "hatch": "//" if number >= NUM_COLORS else ""}
 
 
 def _needle_place(part: str) -> tuple[int, float]:

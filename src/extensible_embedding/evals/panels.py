@@ -17,6 +17,15 @@ Row = Mapping[str, Any]
 """A record as it is in a results file."""
 
 
+NUM_COLORS = 10
+"""Of matplotlib's cycle."""
+
+
+def of_file(row: Row) -> str:
+    """The file of a record, in brackets, where `files` found that it must be told."""
+    return f" ({row['file']})" if row.get("file") else ""
+
+
 def line_of(
     axes: Axes,
     rows: Sequence[Row],
@@ -31,6 +40,12 @@ def line_of(
     if all(row[y[1]] is not None for row in rows):
         low, high = [row[y[1]] for row in rows], [row[y[2]] for row in rows]
         axes.fill_between(places, low, high, alpha=0.12, color=drawn.get_color())
+
+
+def style(number: int) -> dict[str, str]:
+    """Colour and line of what comes as number `number`: dashes where colours begin again."""
+    lines = ("-", "--", ":", "-.")
+    return {"color": f"C{number}", "linestyle": lines[number // NUM_COLORS % len(lines)]}
 
 
 def panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -50,9 +65,10 @@ def ways(rows: Sequence[Row], place: tuple[str, ...]) -> list[str]:
     """
 
     def several(row: Row, name: str) -> bool:
-        same = (row["method"], *(row[each] for each in place))
-        others = (r for r in rows if (r["method"], *(r[each] for each in place)) == same)
-        return len({each[name] for each in others}) > 1
+        def of(row: Row) -> tuple[Any, ...]:
+            return row["method"], row.get("file"), *(row[each] for each in place)
+
+        return len({each[name] for each in rows if of(each) == of(row)}) > 1
 
     crowded = {
         (row["method"], name) for row in rows for name in ("k", "window") if several(row, name)
@@ -64,4 +80,5 @@ def _way(row: Row, crowded: set[tuple[str, str]]) -> str:
     method = str(row["method"])
     k = f" k={row['k'] or 'auto'}" if (method, "k") in crowded else ""
     window = f"{row['window']:,}" if row["window"] else "the reader's own"
-    return method + k + (f" in {window}" if (method, "window") in crowded else "")
+    where = f" in {window}" if (method, "window") in crowded else ""
+    return method + k + where + of_file(row)

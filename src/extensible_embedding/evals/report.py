@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
+from . import files
 from .ablation_figures import ablation_figures
 from .figures import figures
+from .files import told_apart
 from .markdown import markdown_table
 from .panels import Row
 from .records import read_records
@@ -33,6 +35,13 @@ _COST_NUMBERS = (
     "peak_bytes",
 )
 _ABLATION = ("group", "variant", "domain", "k", "training_tokens", "num_targets")
+_KNOWN = {"variant", "domain", "task", "ttft_s", "verdict"}
+"""Fields that tell what a record is of."""
+_NOTHING_KEPT = dict.fromkeys(
+    ("domain", "k", "num_targets", "recovery", "low", "high", "own_recovery", "own_low")
+    + ("own_high", "share", "share_low", "share_high")
+)
+"""Of a reader that the embedder cannot be read with at all."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Extensible Embedding: evaluation</title>
 <style>
@@ -67,12 +76,18 @@ def write_report(folder: Path) -> Path:
     from jinja2 import Environment
 
     reports = read_results(folder)
-    rows = [row for report in reports.values() for row in report["records"]]
-    ablations = [row for row in rows if "variant" in row]
-    lm = [row for row in rows if "domain" in row and "variant" not in row]
-    qa, cost = [row for row in rows if "task" in row], [row for row in rows if "ttft_s" in row]
+    ablations = told_apart(reports, "variant", "ttft_s", files.ABLATION)
+    lm = told_apart(reports, "domain", "variant", files.LM)
+    qa = told_apart(reports, "task", "variant", files.QA)
+    cost = told_apart(reports, "ttft_s", "variant", files.COST)
+    checks = [row for report in reports.values() for row in report["records"] if "verdict" in row]
     try:
-        tables = [_lm_table(lm), _qa_table(qa), _cost_table(cost), _ablation_table(ablations)]
+        tables = [
+            *map(_with_files, (_lm_table(lm), _qa_table(qa), _cost_table(cost)), (lm, qa, cost)),
+            _with_files(_ablation_table(ablations), ablations),
+            _check_table(checks),
+            *_other_tables(reports),
+        ]
         all_figures = [*figures(lm, qa, cost), *ablation_figures(ablations)]
     except KeyError as error:
         raise InputError(
@@ -83,8 +98,8 @@ def write_report(folder: Path) -> Path:
     try:
         drawn = [_draw(folder, *each) for each in all_figures]
         page = Environment(autoescape=True).from_string(_PAGE)
-        files = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]
-        html = page.render(figures=drawn, tables=tables, files=files)
+        facts = [{"name": name, "facts": _facts(report)} for name, report in reports.items()]
+        html = page.render(figures=drawn, tables=tables, files=facts)
         (folder / "tables.md").write_text(_markdown(tables), encoding="utf-8")
         (folder / "report.html").write_text(html, encoding="utf-8")
     except OSError as error:
@@ -188,6 +203,48 @@ def _ablation_table(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _check_table(rows: Sequence[Row]) -> dict[str, Any]:
+    names = ["reader", "embedder's own", "relation", "verdict", "domain", "k", "targets"]
+    return {
+        "title": "Compatibility",
+        "names": [*names, "recovery", "on its own reader", "share kept"],
+        "rows": [
+            [
+                *(row["reader"], row["own_reader"], row["kinship"]["relation"], row["verdict"]),
+                *_cells(kept, ("domain", "k", "num_targets")),
+                _interval(kept, "recovery", "low", "high"),
+                _interval(kept, "own_recovery", "own_low", "own_high"),
+                _interval(kept, "share", "share_low", "share_high"),
+            ]
+            for row in rows
+            for kept in row["kept"] or [_NOTHING_KEPT]
+        ],
+    }
+
+
+def _other_tables(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each file with records of other kinds, such as training speed: all their numbers."""
+    tables = []
+    for name, report in reports.items():
+        rows = [row for row in report["records"] if not _KNOWN & set(row)]
+        fields = [
+            field
+            for field in dict.fromkeys(field for row in rows for field in row)
+            if not any(isinstance(row.get(field), list | dict) for row in rows)
+        ]
+        cells = [[_cell(row.get(field)) for field in fields] for row in rows]
+        tables.append({"title": name, "names": fields, "rows": cells})
+    return tables
+
+
+def _with_files(table: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """The table with the file of each row, where it must be told."""
+    if not any(row["file"] for row in rows):
+        return table
+    lines = [[row["file"] or "-", *cells] for row, cells in zip(rows, table["rows"], strict=True)]
+    return {**table, "names": ["file", *table["names"]], "rows": lines}
+
+
 def _cells(row: Row, names: Iterable[str]) -> list[str]:
     return [_cell(row[name]) for name in names]
 
@@ -195,6 +252,8 @@ def _cells(row: Row, names: Iterable[str]) -> list[str]:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
