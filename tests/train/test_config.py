@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from extensible_embedding.errors import ConfigError, InputError
+from extensible_embedding.errors import ConfigError, InputError, StorageError
 from extensible_embedding.train.config import (
     RANGES,
     TrainConfig,
@@ -17,6 +17,7 @@ from extensible_embedding.train.config import (
     config_from,
     load_config,
 )
+from extensible_embedding.train.trainer import train
 
 LEAST: dict[str, Any] = {"output_dir": "runs/x", "data": ["a.parquet"]}
 
@@ -134,7 +135,7 @@ OUT_OF_RANGE: dict[str, list[object]] = {
     "first_steps": NOT_STEPS,
     "sequence_places": [value for value in NOT_COUNTS if value is not None],
     "workers": NOT_STEPS,
-    "max_steps": NOT_COUNTS,
+    "max_steps": [*NOT_COUNTS, 2**31],
     "batch_size": NOT_COUNTS,
     "gradient_accumulation_steps": NOT_COUNTS,
     "learning_rate": [*NOT_NUMBERS, 0.0],
@@ -199,6 +200,16 @@ def test_a_projection_starts_only_where_there_is_one() -> None:
         config_from({**LEAST, "projection_start": 4.0, "residual": False})
 
 
+@pytest.mark.parametrize("name", ["scale_factors", "first_scale_factors"])
+def test_a_row_stands_for_tokens_of_one_chunk(name: str) -> None:
+    values = {**LEAST, "chunk_tokens": [64], "scale_factors": [2], "reading_chunk_tokens": 128}
+    values |= {"first_scale_factors": [2], "first_steps": 3}
+    with pytest.raises(ConfigError, match=f"`{name}` is at most 64, .* but it is .2, 65."):
+        config_from({**values, name: [2, 65]})
+    assert config_from({**values, name: [2, 64]})
+    assert config_from({**values, name: [2, 128], "questions": ["q.parquet"]})
+
+
 @pytest.mark.parametrize("key", ["data", "questions", "eval_data"])
 def test_missing_data_are_refused(tmp_path: Path, key: str) -> None:
     good = written(tmp_path, "text")
@@ -214,6 +225,25 @@ def test_a_file_is_no_output_folder(tmp_path: Path, below: str) -> None:
     file = written(tmp_path, "text")
     with pytest.raises(ConfigError, match="run.yaml' is a file; give another output_dir"):
         check_files(TrainConfig(output_dir=str(file / below), data=[str(file)]))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def load(*arguments: object) -> None:
+        raise AssertionError("the reader was loaded")
+
+    monkeypatch.setattr("extensible_embedding.train.trainer.load_reader", load)
+    file = written(tmp_path, "text")
+    config = TrainConfig(output_dir=str(tmp_path / "new" / "run"), data=[str(file)])
+    for broken in ("pathlib.Path.mkdir", "tempfile.TemporaryFile"):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, refuse)
+            with pytest.raises(StorageError, match="new/run' is none .*Permission denied"):
+                train(config)
 
 
 @pytest.mark.parametrize("missing", ["output_dir", "data"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..downsampling import DOWN_SAMPLINGS
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, StorageError
 from ..start import LARGEST_START
 
 
@@ -126,6 +127,7 @@ class TrainConfig:
         self._require(
             min(self.instance_tokens) >= least, "instance_tokens", f"{least} or more (two chunks)"
         )
+        self._check_factors()
         shares = f"one share for each of the {len(self.data)} files of `data`"
         if (self.first_scale_factors is None) != (self.first_steps == 0):
             raise ConfigError(
@@ -140,6 +142,14 @@ class TrainConfig:
             self._require(not any(self.span_tokens), "span_tokens", "[0] without `questions`")
         as_many = self.data_weights is None or len(self.data_weights) == len(self.data)
         self._require(as_many, "data_weights", shares)
+
+    def _check_factors(self) -> None:
+        """A row stands for tokens of one chunk; a larger k would become a smaller one unseen."""
+        asked = [] if self.questions is None else [self.reading_chunk_tokens]
+        longest = max(*self.chunk_tokens, *asked, 1)
+        for name in ("scale_factors", "first_scale_factors"):
+            rule = f"at most {longest}, the tokens of the longest chunk"
+            self._require(max(getattr(self, name) or [1]) <= longest, name, rule)
 
     def _check_packing(self) -> None:
         """What packing cannot do, whatever embedder the run begins with."""
@@ -212,7 +222,7 @@ RANGES: dict[str, Range] = {
     "first_steps": _whole(0),
     "sequence_places": _or_null(_whole(1)),
     "workers": _whole(0),
-    "max_steps": _whole(1),
+    "max_steps": _whole(1, 2**31 - 1),
     "max_minutes": _or_null(_RATE),
     "batch_size": _whole(1),
     "gradient_accumulation_steps": _whole(1),
@@ -252,6 +262,24 @@ def check_files(config: TrainConfig) -> None:
             raise ConfigError(
                 f"`output_dir` is a folder, but {str(part)!r} is a file; give another output_dir."
             )
+
+
+def check_writable(config: TrainConfig) -> None:
+    """Makes the output folder, before anything is loaded for nothing.
+
+    Raises:
+        StorageError: it cannot be made or written.
+    """
+    folder = Path(config.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+    except OSError as error:
+        raise StorageError(
+            f"`output_dir` is a folder with room that you may write, but {str(folder)!r} is none "
+            f"({error}); free some space or give another output_dir."
+        ) from error
 
 
 class _Loader(yaml.SafeLoader):
