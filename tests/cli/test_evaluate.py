@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from extensible_embedding.evals.methods import CannotRunError
+from extensible_embedding.evals.methods.plain import Truncate
+
 from .conftest import Run, refused
 
 
@@ -166,3 +169,34 @@ def test_seeds_and_budgets_below_0_are_refused(run: Run) -> None:
     refused(run("eval", "lm", "--data", data, "--seed", "-1"), 2, "--seed")
     refused(run("eval", "lm", "--data", data, "--budget-minutes", "nan"), 2, "--budget-minutes")
     refused(run("eval", "qa", "--task", f"squad2={data}", "--seed", "-1"), 2, "--seed")
+
+
+def test_what_could_not_run_says_why(
+    run: Run, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Truncate, *arguments: object) -> None:
+        raise CannotRunError("a package is missing")
+
+    monkeypatch.setattr(Truncate, "read", refuse)
+    pq.write_table(pa.table({"text": [text]}), tmp_path / "one.parquet")
+    shape = ("--context-tokens", "64", "--target-tokens", "16", "--num-targets", "1")
+    command = ("eval", "lm", "--data", "one.parquet", *shape, "--windows", "64", "--k", "auto")
+    result = run(*command, "--methods", "truncate,extensible")
+    assert "truncate: a package is missing" in result.stderr.splitlines()
+    columns = {"id": ["1"], "doc_id": ["1"], "context": ["a b"], "question": ["c?"],
+               "answers": [["d"]], "task": ["e"]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    result = run("eval", "qa", "--task", "squad2=q.parquet", "--methods", "truncate")
+    assert "truncate: a package is missing" in result.stderr.splitlines()
+
+
+@pytest.mark.usefixtures("no_reader")
+def test_what_cannot_be_told_apart_or_written_is_refused_before_it_loads(
+    run: Run, tmp_path: Path
+) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    twice = ("--task", "squad2=a.parquet", "--task", "squad2=b.parquet")
+    refused(run("eval", "qa", *twice), 2, "told apart by their names, but two are 'squad2'")
+    result = run("eval", "lm", "--data", "a.parquet", "--json", tmp_path)
+    refused(result, 2, "--json names a file", "is a folder")

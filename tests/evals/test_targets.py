@@ -138,3 +138,17 @@ def test_data_are_told_apart_by_their_content(tmp_path: Path) -> None:
     assert before == data_identity([file])
     file.write_bytes(b"two")
     assert before != data_identity([file])
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"text", b"more"]])
+def test_values_that_are_no_text_are_refused(tmp_path: Path, values: list[object]) -> None:
+    """Their Python form would be measured as if somebody had written it."""
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="holds texts, but that of .*a.parquet' holds values of"):
+        read_domains([tmp_path / "a.parquet"])
+
+
+def test_a_domain_may_be_a_number(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b", "c"], "domain": [0, 1, None]})
+    pq.write_table(table, tmp_path / "file.parquet")
+    assert read_domains([tmp_path / "file.parquet"]) == {"0": ["a"], "1": ["b"], "file": ["c"]}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError
 from .group import remember_json
 from .options import AUTO, at_least, parse_scale_factor
+
+if TYPE_CHECKING:
+    from ..evals.records import LmRecord, QaRecord
 
 DataOption = Annotated[
     list[Path],
@@ -101,6 +104,15 @@ def interval(value: float | None, low: float | None, high: float | None, *, digi
         return "-"
     shown = f"{value:.{digits}f}"
     return shown if low is None or high is None else f"{shown} [{low:.2f}, {high:.2f}]"
+
+
+def reasons(records: Sequence[LmRecord | QaRecord]) -> list[str]:
+    """Why a method has no figure, or one of less: of each the first reason; records have all."""
+    found: dict[str, str] = {}
+    for record in records:
+        if record.note:
+            found.setdefault(record.method, record.note)
+    return [f"{method}: {note}" for method, note in found.items()]
 
 
 def parts(text: str) -> list[str]:

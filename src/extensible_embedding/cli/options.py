@@ -262,13 +262,22 @@ def parse_scale_factor(text: str) -> int:
     return number
 
 
-def check_writable(option: str, place: Path) -> None:
+def check_writable(option: str, place: Path, *, folder: bool = False) -> None:
     """Raises before hours of work unless a file or a folder can be made or replaced at a place.
 
+    Args:
+        option: that names it.
+        place: of the file or folder.
+        folder: whether it is a folder; a file takes no folder's place.
+
     Raises:
-        InputError: a file stands where its folder should be.
+        InputError: a file stands where its folder should be, or a folder where it should be.
         StorageError: its folder may not be written.
     """
+    if not folder and place.is_dir():
+        raise InputError(
+            f"{option} names a file, but {str(place)!r} is a folder; give a file in it."
+        )
     parent = Path(os.path.realpath(place)).parent
     while not os.path.lexists(parent):
         parent = parent.parent

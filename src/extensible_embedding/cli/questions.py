@@ -11,7 +11,15 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
-from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
+from .console import (
+    load_embedder,
+    load_reader,
+    note,
+    plain_table,
+    progress_bar,
+    quiet_libraries,
+    stdout,
+)
 from .measuring import (
     BudgetOption,
     RecordsOption,
@@ -20,6 +28,7 @@ from .measuring import (
     parse_scale_factors,
     parts,
     positive,
+    reasons,
 )
 from .options import AUTO, Models, at_least, check_writable, with_models
 
@@ -157,7 +166,18 @@ def _tasks(words: Sequence[str]) -> list[Task]:
         if not Path(file).is_file():
             raise InputError(f"--task names a file, but there is no {file!r}; check the path.")
         tasks.append(make_task(name, Path(file)))
+    _check_names(tasks)
     return tasks
+
+
+def _check_names(tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"Tasks are told apart by their names, but two are {name!r}; ask them one after "
+                "the other, with a --json for each, or put their questions into one file."
+            )
 
 
 @quiet_libraries()
@@ -195,6 +215,8 @@ def _answer(asked: Questions, models: Models) -> None:
         }
         write_records(records, asked.out, configuration=configuration)
     stdout().print(scores_table(records))
+    for reason in reasons(records):
+        note(reason)
 
 
 def scores_table(records: Sequence[QaRecord]) -> Table:

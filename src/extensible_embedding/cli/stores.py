@@ -134,7 +134,7 @@ def store_to_fill(option: str, place: str) -> ContextStore:
             f"{option} is a store, a new folder or an empty one, but {place!r} {_what(folder)}; "
             "give another folder."
         )
-    check_writable(option, folder)
+    check_writable(option, folder, folder=True)
     return store
 
 

@@ -87,7 +87,12 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
         )
     labels = table["domain"].to_pylist() if "domain" in names else [None] * len(table)
     for label, text in zip(labels, table["text"].to_pylist(), strict=True):
-        yield str(label or path.stem), str(text or "")
+        if text is not None and not isinstance(text, str):
+            raise InputError(
+                f"The column `text` holds texts, but that of {str(path)!r} holds values of type "
+                f"{type(text).__name__}; make them text."
+            )
+        yield str(path.stem if label in (None, "") else label), text or ""
 
 
 def read_tokens(reader: Reader, data: Sequence[Path], most: int) -> Tensor:
