@@ -36,6 +36,21 @@ def test_a_line_cut_off_by_a_kill_is_measured_again(tmp_path: Path) -> None:
         assert Journal(path, SETTINGS)["a", 2] == 2.0
 
 
+def test_a_first_line_cut_off_by_a_kill_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    Journal(path, SETTINGS)
+    whole = path.read_bytes()
+    for length in (0, 5, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        Journal(path, SETTINGS).put(("a", 1), 1.0)
+        assert Journal(path, SETTINGS)["a", 1] == 1.0
+
+
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="A journal is a file"):
+        Journal(tmp_path, SETTINGS)
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     Journal(path, SETTINGS)
@@ -43,7 +58,10 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         Journal(path, {**SETTINGS, "seed": 2})
 
 
-@pytest.mark.parametrize("text", ["no json\n", "[]\n", '{"a": 1}\n', ""])
+@pytest.mark.parametrize(
+    "text",
+    ["no json\n", "[]\n", '{"a": 1}\n', "[" * 100_000 + "\n", '{"configuration": 1}\n', '{"x'],
+)
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text(text)

@@ -33,10 +33,18 @@ class Journal:
         if path is None:
             return
         wanted = json.loads(json.dumps(dict(configuration), default=str))
-        if path.exists():
-            self._read(path, wanted)
+        first = {"configuration": wanted}
+        try:
+            text = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise InputError(
+                f"A journal is a file, but {str(path)!r} cannot be read ({error}); choose another."
+            ) from error
+        if _line(first).startswith(text):  # what a kill leaves of the first line begins anew
+            self._cut(path, len(text), 0)
+            self._write(first)
         else:
-            self._write({"configuration": wanted})
+            self._read(path, text, wanted)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values
@@ -57,15 +65,14 @@ class Journal:
         if self.path is not None:
             self._write({"key": list(key), "value": value})
 
-    def _read(self, path: Path, wanted: Mapping[str, object]) -> None:
+    def _read(self, path: Path, text: bytes, wanted: Mapping[str, object]) -> None:
         """Takes over every whole line; one that was cut off by a kill is cut off the file."""
-        text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         try:
             first, *lines = [json.loads(line) for line in whole.splitlines()]
-            found = first["configuration"]
+            found = dict(first["configuration"])
             self._values = {tuple(line["key"]): line["value"] for line in lines}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{str(path)!r} is no journal of an evaluation ({error}); choose another file."
             ) from error
@@ -76,18 +83,34 @@ class Journal:
                     f"{wanted[name]!r}; go on with the same settings, delete it, or choose another "
                     "file."
                 )
-        if len(whole) < len(text):
+        self._cut(path, len(text), len(whole))
+
+    def _cut(self, path: Path, found: int, kept: int) -> None:
+        """Shortens the file to whole lines."""
+        if kept == found:
+            return
+        try:
             with path.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(kept)
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     def _write(self, line: Mapping[str, object]) -> None:
         assert self.path is not None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self.path.open("ab") as file:
+                file.write(_line(line))
         except OSError as error:
-            raise StorageError(
-                f"A journal needs a writable place with room, but {str(self.path)!r} cannot be "
-                f"written ({error}); free some space or choose another file."
-            ) from error
+            raise _unwritable(self.path, error) from error
+
+
+def _line(of: Mapping[str, object]) -> bytes:
+    return (json.dumps(of, ensure_ascii=False) + "\n").encode()
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"A journal needs a writable place with room, but {str(path)!r} cannot be written "
+        f"({error}); free some space or choose another file."
+    )
