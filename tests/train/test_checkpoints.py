@@ -120,6 +120,17 @@ def test_other_data_are_refused(stopped: TrainConfig, reader: Reader, tmp_path: 
         train(changed, reader=reader)
 
 
+def test_other_text_under_the_same_name_is_refused(stopped: TrainConfig, reader: Reader) -> None:
+    path = Path(stopped.data[0])
+    before = path.read_text()
+    path.write_text(before + "More.")
+    try:
+        with pytest.raises(ConfigError, match="`bytes of data` was .* another output_dir"):
+            train(stopped, reader=reader)
+    finally:
+        path.write_text(before)
+
+
 def test_steps_of_a_run_have_as_many_batches_on_any_number_of_processes(
     stopped: TrainConfig, reader: Reader
 ) -> None:

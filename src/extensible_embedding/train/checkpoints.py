@@ -53,9 +53,14 @@ def shaping_settings(config: TrainConfig, num_processes: int) -> dict[str, Any]:
     """The settings that decide which tokens a step predicts, and what the record begins with.
 
     Processes are among them by the batches that they make together: a run may go on with fewer.
+    Files are told by their sizes too: other text under an old name is drawn from in other places.
     """
     batches = config.gradient_accumulation_steps * num_processes
-    return {name: getattr(config, name) for name in _SHAPING} | {_STEP_BATCHES: batches}
+    sizes = {
+        f"bytes of {name}": [Path(path).stat().st_size for path in getattr(config, name) or []]
+        for name in ("data", "questions")
+    }
+    return {name: getattr(config, name) for name in _SHAPING} | {_STEP_BATCHES: batches} | sizes
 
 
 def last_checkpoint(output_dir: str) -> str | None:

@@ -56,6 +56,7 @@ class TwoStreamTrainer(Trainer):
     def __init__(self, *args: Any, config: TrainConfig, deadline: Deadline, **kwargs: Any) -> None:
         self.config, self.deadline = config, deadline
         super().__init__(*args, **kwargs)
+        self.shaping = shaping_settings(config, self.args.world_size)
 
     @property
     def two_stream(self) -> TwoStreamModel:
@@ -93,7 +94,7 @@ class TwoStreamTrainer(Trainer):
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         save_weights(state_dict or own_weights(self.embedder), self.embedder, folder / "embedder")
-        write_json(folder / SETTINGS, shaping_settings(self.config, self.args.world_size))
+        write_json(folder / SETTINGS, self.shaping)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
