@@ -51,6 +51,23 @@ def test_a_loss_that_is_no_number_is_said(
     assert records[1].loss_nats is None
 
 
+@pytest.mark.parametrize("windows", [[], [48]])
+def test_a_reader_whose_every_loss_is_no_number(
+    tiny_embedder: ExtensibleEmbedder,
+    data: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    windows: list[int],
+) -> None:
+    """As one that overflows in float16."""
+    monkeypatch.setattr(EmbedsReading, "nll", lambda self, ids: torch.full((2,), float("nan")))
+    methods = ["none", "extensible"]
+    records = evaluate_lm(tiny_embedder, data, methods=methods, windows=windows, **ASKED)
+    assert {record.note for record in records} == {"the loss of a target is nan"}
+    assert {(record.num_targets, record.loss_nats, record.recovery) for record in records} == {
+        (0, None, None)
+    }
+
+
 def test_the_k_of_a_record_is_the_one_that_most_targets_had(
     tiny_embedder: ExtensibleEmbedder, data: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,11 @@ def _resample(losses: Mapping[str, Losses], seed: int) -> tuple[list[Losses], li
     means: list[Losses] = []
     samples: list[Losses] = []
     for number, each in enumerate(losses.values()):
-        size = len(next(iter(each.values())))
+        size = len(next(iter(each.values()), []))
+        if not size:  # nothing could run
+            means.append({})
+            samples.append({})
+            continue
         picks = np.random.default_rng((seed, number)).integers(size, size=(RESAMPLES, size))
         means.append({setting: loss.mean(keepdims=True) for setting, loss in each.items()})
         unknown = np.nan if size < 2 else 0.0  # one target says nothing of others
