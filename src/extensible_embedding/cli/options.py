@@ -268,7 +268,7 @@ def check_writable(option: str, place: Path, *, folder: bool = False) -> None:
     Args:
         option: that names it.
         place: of the file or folder.
-        folder: whether it is a folder; a file takes no folder's place.
+        folder: whether it may be a folder; a file takes no folder's place.
 
     Raises:
         InputError: a file stands where its folder should be, or a folder where it should be.
