@@ -15,7 +15,7 @@ from extensible_embedding.store import files as files_module
 from extensible_embedding.store import growth
 from extensible_embedding.store.store import ContextStore
 
-from .conftest import NON_ASCII, text_of
+from .conftest import NON_ASCII, folder_of, text_of
 
 CHUNK = 32
 
@@ -323,6 +323,7 @@ def test_what_a_killed_change_left_is_removed_by_the_next(
     before = tree(store)
     folder = next((store.place.folder / "contexts").iterdir())
     (folder / ".tmp-1").write_text("half")
+    (folder / ".tmpIxuO9L").write_text("half a file of safetensors")
     (folder / f"{'0' * 64}.txt").write_text("orphan")
     lost = folder.with_name("1" * 40)
     lost.mkdir()
@@ -331,6 +332,17 @@ def test_what_a_killed_change_left_is_removed_by_the_next(
     store.compact()
     assert tree(store) == before
     assert not lost.exists()
+
+
+def test_a_name_whose_first_context_was_killed_as_it_was_written_can_be_given(
+    store: ContextStore, embedder: ExtensibleEmbedder
+) -> None:
+    store.add("novel", text_of(40), embedder)
+    killed = folder_of(store, "tale")
+    killed.mkdir()
+    (killed / ".tmpIxuO9L").write_text("half a file of safetensors")
+    assert store.rename("novel", "tale").text() == text_of(40)
+    assert not list(killed.glob(".tmp*"))
 
 
 def test_a_clock_that_goes_back(

@@ -27,7 +27,9 @@ from safetensors import SafetensorError
 from ..errors import InputError, StorageError
 from ..folders import flush
 
-TEMPORARY = ".tmp-"
+_OWN_TEMPORARY = ".tmp-"
+_TEMPORARY = re.compile(r"\.tmp(-.*|[0-9A-Za-z]{6})")
+"""What is being written, by the store and by safetensors, which makes files of its own."""
 _BLOCK = 1 << 20
 _BY_HASH = re.compile(r"[0-9a-f]{64}\.(safetensors|txt)")
 
@@ -85,7 +87,7 @@ class Place:
         except FileNotFoundError:
             return []
         names = sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
-        return [name for name in names if not name.startswith(TEMPORARY)]
+        return [name for name in names if not _TEMPORARY.fullmatch(name)]
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -221,7 +223,7 @@ def share(file: Path, folder: Path) -> None:
 
 def is_left_over(name: str) -> bool:
     """Whether a file may be what a change left: it is named by a hash, or was being written."""
-    return name.startswith(TEMPORARY) or _BY_HASH.fullmatch(name) is not None
+    return (_TEMPORARY.fullmatch(name) or _BY_HASH.fullmatch(name)) is not None
 
 
 def is_whole(path: Path) -> bool:
@@ -242,4 +244,4 @@ def hash_file(path: Path) -> str:
 
 
 def _temporary(folder: Path) -> Path:
-    return folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    return folder / f"{_OWN_TEMPORARY}{uuid.uuid4().hex}"
