@@ -13,9 +13,10 @@ from extensible_embedding import Context, ExtensibleEmbedder, Reader
 from extensible_embedding.errors import CheckpointError, InputError, MismatchError, StorageError
 from extensible_embedding.store import files as files_module
 from extensible_embedding.store import growth
+from extensible_embedding.store.names import folder_of
 from extensible_embedding.store.store import ContextStore
 
-from .conftest import NON_ASCII, folder_of, text_of
+from .conftest import NON_ASCII, text_of
 
 CHUNK = 32
 
@@ -338,7 +339,7 @@ def test_a_name_whose_first_context_was_killed_as_it_was_written_can_be_given(
     store: ContextStore, embedder: ExtensibleEmbedder
 ) -> None:
     store.add("novel", text_of(40), embedder)
-    killed = folder_of(store, "tale")
+    killed = store.place.folder / folder_of("tale")
     killed.mkdir()
     (killed / ".tmpIxuO9L").write_text("half a file of safetensors")
     assert store.rename("novel", "tale").text() == text_of(40)
