@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from extensible_embedding import ExtensibleEmbedder
-from extensible_embedding.errors import InputError
+from extensible_embedding.errors import InputError, WindowError
 from extensible_embedding.evals import scorers
 from extensible_embedding.evals.methods import CannotRunError
 from extensible_embedding.evals.methods.plain import Truncate
@@ -252,6 +252,22 @@ def test_what_could_not_run_is_tried_again(
         assert len(journal.read_text().splitlines()) == 1 + 6
     record = find(evaluate(journal=journal, methods=["truncate"]), part=ALL)[0]
     assert (record.num_examples, record.note) == (6, "")
+
+
+def test_what_does_not_fit_is_not_read_again(
+    evaluate: Callable[..., list[QaRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[object]()
+
+    def refuse(self: Truncate, *arguments: object) -> None:
+        read.append(arguments)
+        raise WindowError("it is too long")
+
+    monkeypatch.setattr(Truncate, "read", refuse)
+    for _ in range(2):
+        record = find(evaluate(journal=tmp_path / "p.jsonl", methods=["truncate"]), part=ALL)[0]
+        assert (record.num_examples, record.note) == (0, "it is too long")
+        assert len(read) == 6
 
 
 def test_methods_are_scored_on_the_same_questions_after_a_longer_run(

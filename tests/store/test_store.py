@@ -13,7 +13,6 @@ from extensible_embedding import Context, ExtensibleEmbedder, Reader
 from extensible_embedding.errors import CheckpointError, InputError, MismatchError, StorageError
 from extensible_embedding.store import files as files_module
 from extensible_embedding.store import growth
-from extensible_embedding.store.names import folder_of
 from extensible_embedding.store.store import ContextStore
 
 from .conftest import NON_ASCII, text_of
@@ -315,35 +314,6 @@ def broken_after(times: int) -> object:
 def tree(store: ContextStore) -> list[str]:
     root = Path(store.place.name)
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-
-
-def test_what_a_killed_change_left_is_removed_by_the_next(
-    store: ContextStore, embedder: ExtensibleEmbedder
-) -> None:
-    store.add("novel", text_of(40), embedder)
-    before = tree(store)
-    folder = next((store.place.folder / "contexts").iterdir())
-    (folder / ".tmp-1").write_text("half")
-    (folder / ".tmpIxuO9L").write_text("half a file of safetensors")
-    (folder / f"{'0' * 64}.txt").write_text("orphan")
-    lost = folder.with_name("1" * 40)
-    lost.mkdir()
-    (lost / f"{'2' * 64}.txt").write_text("of a context that was never committed")
-    assert len(store) == 1
-    store.compact()
-    assert tree(store) == before
-    assert not lost.exists()
-
-
-def test_a_name_whose_first_context_was_killed_as_it_was_written_can_be_given(
-    store: ContextStore, embedder: ExtensibleEmbedder
-) -> None:
-    store.add("novel", text_of(40), embedder)
-    killed = store.place.folder / folder_of("tale")
-    killed.mkdir()
-    (killed / ".tmpIxuO9L").write_text("half a file of safetensors")
-    assert store.rename("novel", "tale").text() == text_of(40)
-    assert not list(killed.glob(".tmp*"))
 
 
 def test_a_clock_that_goes_back(

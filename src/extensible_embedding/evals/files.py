@@ -1,6 +1,6 @@
 """Records of several files -> records that tell of which file they are, where that is not clear.
 
-Measurements of two embedders, readers or commits may lie in one folder. One line through both
+Measurements of two embedders or readers may lie in one folder. One line through both
 would be a figure of nothing, so their files are named in figures and tables. Knows nothing of how
 anything is shown.
 """

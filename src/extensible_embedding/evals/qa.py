@@ -197,7 +197,7 @@ class _Run:
     def _answer(self, task: Task, example: Example, setting: QaSetting) -> None:
         key = _key(task, example, setting)
         kept = self.journal.get(key, {})
-        if "prediction" in kept:
+        if "prediction" in kept or kept.get("too_long"):
             return
         head, tail = _frame(self.reader, task, example)
         passage = Passage(
@@ -211,8 +211,11 @@ class _Run:
             reading = self.methods[setting].read(passage, room)
         except (WindowError, CannotRunError) as error:
             # What is missing now, such as a package, may be there when the run goes on.
-            if kept != {"note": str(error)}:
-                self.journal.put(key, {"note": str(error)})
+            left_out: dict[str, Any] = {"note": str(error)}
+            if isinstance(error, WindowError):
+                left_out["too_long"] = True
+            if kept != left_out:
+                self.journal.put(key, left_out)
             return
         prediction = reading.generate(task.max_new_tokens)
         self.journal.put(key, {"prediction": prediction, "k": reading.k, "rows": reading.num_rows})

@@ -95,7 +95,8 @@ def run(service: Service, host: str, port: int, started: Callable[[str], None]) 
         service: that answers.
         host: to listen at.
         port: to listen at; 0 takes any that is free.
-        started: called with the URL when requests are taken; never if the engine does not start.
+        started: called with the URL when requests are taken, in the loop that takes them, so that
+            it must not wait for an answer; never called if the engine does not start.
 
     Raises:
         InputError: the address cannot be listened at.

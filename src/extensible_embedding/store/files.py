@@ -12,6 +12,8 @@ import hashlib
 import os
 import re
 import shutil
+import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -224,6 +226,18 @@ def share(file: Path, folder: Path) -> None:
 def is_left_over(name: str) -> bool:
     """Whether a file may be what a change left: it is named by a hash, or was being written."""
     return (_TEMPORARY.fullmatch(name) or _BY_HASH.fullmatch(name)) is not None
+
+
+def may_go(path: Path) -> bool:
+    """Whether a file is left over and no change's own: what else has such a name stays.
+
+    safetensors makes its files for their owner alone, and nobody else names files so.
+    """
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) and is_left_over(path.name)):
+        return False
+    of_the_store = path.name.startswith(_OWN_TEMPORARY) or _BY_HASH.fullmatch(path.name)
+    return bool(of_the_store) or sys.platform == "win32" or stat.S_IMODE(mode) == 0o600
 
 
 def is_whole(path: Path) -> bool:

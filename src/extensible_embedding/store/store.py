@@ -20,7 +20,7 @@ from ..embedder import ExtensibleEmbedder, Progress
 from ..errors import CheckpointError, ExtensibleError, InputError, MismatchError
 from ..folders import flush
 from .contents import shared_segments
-from .files import Place, disk_faults, is_left_over, make_folder, write_whole
+from .files import Place, disk_faults, make_folder, may_go, write_whole
 from .growth import chunk_chains, make_segments, merged, reopened, tokenized, unfinished
 from .locks import keys_of_locks, locked_contexts, locked_if_free, locked_store
 from .manifest import (
@@ -329,7 +329,7 @@ class ContextStore:
             return
         named = set() if found is None else found.files
         for path in folder.iterdir():
-            if is_left_over(path.name) and path.name not in named:
+            if path.name not in named and may_go(path):
                 path.unlink(missing_ok=True)
         if found is None and not any(folder.iterdir()):
             folder.rmdir()
