@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .console import (
-    load_embedder,
-    load_reader,
-    note,
-    plain_table,
-    progress_bar,
-    quiet_libraries,
-    stdout,
-)
+from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .group import ExtensibleCommand, summary
 from .measuring import (
     BudgetOption,
@@ -34,7 +26,7 @@ from .measuring import (
     parse_scale_factors,
     parts,
     positive,
-    reasons,
+    tell_reasons,
 )
 from .options import AUTO, Models, check_writable, with_models
 from .questions import qa
@@ -197,8 +189,7 @@ def _measure(asked: Measurement, models: Models) -> None:
         }
         write_records(records, asked.out, configuration=configuration)
     stdout().print(records_table(records))
-    for reason in reasons(records):
-        note(reason)
+    tell_reasons(records)
 
 
 def records_table(records: Sequence[LmRecord]) -> Table:

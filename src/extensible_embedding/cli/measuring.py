@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
+from .console import note
 from .group import remember_json
 from .options import AUTO, at_least, parse_scale_factor
 
@@ -106,13 +107,14 @@ def interval(value: float | None, low: float | None, high: float | None, *, digi
     return shown if low is None or high is None else f"{shown} [{low:.2f}, {high:.2f}]"
 
 
-def reasons(records: Sequence[LmRecord | QaRecord]) -> list[str]:
+def tell_reasons(records: Sequence[LmRecord | QaRecord]) -> None:
     """Why a method has no figure, or one of less: of each the first reason; records have all."""
     found: dict[str, str] = {}
     for record in records:
         if record.note:
             found.setdefault(record.method, record.note)
-    return [f"{method}: {note}" for method, note in found.items()]
+    for method, reason in found.items():
+        note(f"{method}: {reason}")
 
 
 def parts(text: str) -> list[str]:

@@ -50,7 +50,7 @@ def _check_export(file: Path) -> None:
     """Raises InputError if something other than an export would be overwritten."""
     from ..store.manifest import MANIFEST
 
-    check_writable("--out", file, folder=file.is_dir())  # a folder is refused below
+    check_writable("--out", file, folder=True)  # one is refused below
     if not file.exists():
         return
     if file.is_file() and zipfile.is_zipfile(file):

@@ -11,15 +11,7 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
-from .console import (
-    load_embedder,
-    load_reader,
-    note,
-    plain_table,
-    progress_bar,
-    quiet_libraries,
-    stdout,
-)
+from .console import load_embedder, load_reader, plain_table, progress_bar, quiet_libraries, stdout
 from .measuring import (
     BudgetOption,
     RecordsOption,
@@ -28,7 +20,7 @@ from .measuring import (
     parse_scale_factors,
     parts,
     positive,
-    reasons,
+    tell_reasons,
 )
 from .options import AUTO, Models, at_least, check_writable, with_models
 
@@ -215,8 +207,7 @@ def _answer(asked: Questions, models: Models) -> None:
         }
         write_records(records, asked.out, configuration=configuration)
     stdout().print(scores_table(records))
-    for reason in reasons(records):
-        note(reason)
+    tell_reasons(records)
 
 
 def scores_table(records: Sequence[QaRecord]) -> Table:

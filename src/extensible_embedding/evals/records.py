@@ -16,9 +16,7 @@ import os
 import platform
 import re
 import subprocess
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -29,6 +27,7 @@ import torch
 
 from .._version import __version__
 from ..errors import InputError, StorageError
+from ..store.files import write_whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -311,16 +310,11 @@ def write_text(out: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    temporary = out.parent / f".tmp-{uuid.uuid4().hex}"  # tempfile's would be private
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
+        write_whole(out, text.encode())
     except OSError as error:
         raise StorageError(
             f"Saving needs a writable place with room, but {str(out)!r} cannot be written "
             f"({error}); free some space or choose another file."
         ) from error
-    finally:
-        with suppress(OSError):  # such as that its folder is a file
-            temporary.unlink()

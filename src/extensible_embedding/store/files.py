@@ -229,11 +229,14 @@ def is_left_over(name: str) -> bool:
 
 
 def may_go(path: Path) -> bool:
-    """Whether a file is left over and no change's own: what else has such a name stays.
+    """Whether this is what a change left over, and not what somebody else gave such a name.
 
-    safetensors makes its files for their owner alone, and nobody else names files so.
+    safetensors makes its files for their owner alone.
     """
-    mode = path.lstat().st_mode
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:  # it went meanwhile
+        return False
     if not (stat.S_ISREG(mode) and is_left_over(path.name)):
         return False
     of_the_store = path.name.startswith(_OWN_TEMPORARY) or _BY_HASH.fullmatch(path.name)

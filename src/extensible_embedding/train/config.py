@@ -264,7 +264,7 @@ def check_files(config: TrainConfig) -> None:
             )
 
 
-def check_writable(config: TrainConfig) -> None:
+def make_output_dir(config: TrainConfig) -> None:
     """Makes the output folder, before anything is loaded for nothing.
 
     Raises:

@@ -35,7 +35,7 @@ from .checkpoints import (
     shaping_settings,
     whole_checkpoint,
 )
-from .config import TrainConfig, check_files, check_writable
+from .config import TrainConfig, check_files, make_output_dir
 from .data import FirstFactors, Instances, Report, default_cache, tokenize_file
 from .deadline import Deadline
 from .optimizer import make_optimizer, make_schedule, set_rates
@@ -315,7 +315,7 @@ def train(
         ExtensibleError: a configuration, data, a checkpoint or the disk is not usable.
     """
     check_files(config)
-    check_writable(config)
+    make_output_dir(config)
     if config.compile:
         check_compiler(reader.device if reader else default_device())
     reader = reader or load_reader(config)
